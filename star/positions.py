@@ -1,0 +1,66 @@
+"""How a token knows where it stands: rotary embeddings of several kinds, and alibi slopes.
+
+Serves every forward pass. Does not know families: a `Rope` says which formula and which numbers. Tables are rebuilt
+from the config for every forward and are no module buffers, so `.to(bfloat16)` cannot round a frequency.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rope:
+    """One flavour of rotary embedding. A layer points at one, or at none (NoPE)."""
+
+    theta: float = 10000.0
+    kind: str = "default"  # a key of ROPE_KINDS
+    args: Mapping[str, float] = field(default_factory=dict)  # the numbers of its kind: factor, low_freq_factor, ...
+
+
+def _linear(freq: Tensor, args: Mapping[str, float]) -> Tensor:
+    """Position interpolation (Chen et al. 2023): every wavelength grows by the same factor."""
+    return freq / args["factor"]
+
+
+def _llama3(freq: Tensor, args: Mapping[str, float]) -> Tensor:
+    """Llama 3.1: short waves stay, long waves slow down by the factor, those between are blended."""
+    wavelength = 2 * math.pi / freq
+    low, high = args["low_freq_factor"], args["high_freq_factor"]
+    turns = args["original_max_position_embeddings"] / wavelength  # full turns within the original context
+    blend = ((turns - low) / (high - low)).clamp(0, 1)  # 0: slow it down; 1: keep it
+    return (1 - blend) * freq / args["factor"] + blend * freq
+
+
+ROPE_KINDS = {"default": lambda freq, args: freq, "linear": _linear, "llama3": _llama3}
+
+
+def rotary_table(rope: Rope, rot_dim: int, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin, each (B, 1, T, rot_dim / 2), for positions (B, T). Angles are float32, then cast to dtype."""
+    steps = torch.arange(0, rot_dim, 2, device=positions.device, dtype=torch.float32)
+    freq = ROPE_KINDS[rope.kind](1.0 / rope.theta ** (steps / rot_dim), rope.args)
+    angle = positions[:, None, :, None].float() * freq  # (B, 1, T, rot_dim/2)
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn the first rot_dim entries of each head of x (B, H, T, hd); the rest pass through.
+
+    Half-split pairs, as in the files: entries i and i + rot_dim/2, (a, b) -> (a cos - b sin, b cos + a sin).
+    With rot_dim = 4, x = [x0 x1 x2 x3] has the pairs (x0, x2) and (x1, x3).
+    """
+    cos, sin = table
+    half = cos.shape[-1]
+    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)
+
+
+def alibi_slopes(n_heads: int) -> Tensor:
+    """(H,) float32: 2^(-8k/p), k = 1..p, p the largest power of two <= H; further heads interleave (Press 2022)."""
+    p = 2 ** math.floor(math.log2(n_heads))
+    slopes = [2 ** (-8 * k / p) for k in range(1, p + 1)]
+    slopes += [2 ** (-4 * (2 * k - 1) / p) for k in range(1, n_heads - p + 1)]
+    return torch.tensor(slopes)
