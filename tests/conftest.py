@@ -1,0 +1,58 @@
+"""What several tests need: tiny random decoders, the model that ships, and lines that the summary prints."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import checkpoints
+from star.decoder import Decoder, DecoderConfig, Linear, Norm
+from star.tasks import load_task
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = Path(__file__).parent / "golden"
+SHIPPED = ROOT / "checkpoints" / "tiny-adder"
+REPORT: list[str] = []
+
+
+def random_decoder(seed: int = 0, dtype: torch.dtype = torch.float64, **fields) -> Decoder:
+    """A decoder with random weights, norms and biases included."""
+    small = {"vocab": 23, "d_model": 24, "n_layers": 2, "n_heads": 4, "n_kv": 2, "head_dim": 6, "d_ff": 20}
+    model = Decoder(DecoderConfig(**small | fields)).to(dtype)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, Linear | Norm):
+                width = module.weight.shape[-1] ** 0.5 if isinstance(module, Linear) else 4.0
+                for p in module.parameters(recurse=False):
+                    p.copy_(torch.randn(p.shape, generator=generator, dtype=torch.float64) / width)
+                if isinstance(module, Norm) and not module.plus_one:
+                    module.weight += 1
+    return model
+
+
+@pytest.fixture
+def shipped():
+    return checkpoints.load_model(SHIPPED)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return checkpoints.load_tokenizer(SHIPPED)
+
+
+@pytest.fixture(scope="session")
+def arithmetic():
+    return load_task("arithmetic")
+
+
+@pytest.fixture(scope="session")
+def report() -> Callable[[str], None]:
+    """Say a line in the summary: measurements that are no pass or fail."""
+    return REPORT.append
+
+
+def pytest_terminal_summary(terminalreporter):
+    for line in REPORT:
+        terminalreporter.write_line(line)

@@ -1,0 +1,147 @@
+"""The decoder against the reference's numbers, and what no golden covers against plain formulas in float64."""
+
+import math
+import shutil
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import GOLDEN, random_decoder
+from safetensors.torch import load_file
+
+import checkpoints
+from star.positions import Rope, alibi_slopes, rotary_table, rotate
+from star.sampler import Sampler
+
+DECODERS = sorted(p.parent.name for p in GOLDEN.glob("*/golden.safetensors") if (p.parent / "config.json").exists())
+
+
+def golden_model(name, config, tmp_path):
+    for file in (GOLDEN / name).iterdir():
+        if file.name.startswith("model"):
+            shutil.copy(file, tmp_path / file.name)
+    shutil.copy(GOLDEN / name / config, tmp_path / "config.json")
+    return checkpoints.load_model(tmp_path), load_file(GOLDEN / name / "golden.safetensors")
+
+
+@pytest.mark.parametrize("config", ["config.json", "config_hub.json"])
+@pytest.mark.parametrize("name", DECODERS)
+@torch.no_grad()
+def test_reference_logits_and_greedy_tokens(name, config, tmp_path):
+    model, golden = golden_model(name, config, tmp_path)
+    ids = golden["input_ids"]
+    limit = (
+        {"atol": 0.02 * golden["logits"].std().item(), "rtol": 0} if "bf16" in name else {"atol": 1e-4, "rtol": 1e-4}
+    )
+    torch.testing.assert_close(model(ids), golden["logits"].float(), **limit)
+    torch.testing.assert_close(model.hidden(ids).float(), golden["last_hidden"].float(), **limit)
+    rows = [row[mask.bool()].tolist() for row, mask in zip(golden["pad_input_ids"], golden["pad_mask"], strict=True)]
+    for row, expected in zip(rows, golden["pad_last_logits"], strict=True):
+        torch.testing.assert_close(model(torch.tensor([row]))[0, -1], expected.float(), **limit)
+    if "bf16" not in name:
+        outs = Sampler(model, slots=2, max_len=64).generate(ids.tolist(), max_new_tokens=16)
+        assert [list(o.tokens) for o in outs] == golden["greedy"].tolist()
+        for cut in (1, 11, 23):
+            outs = Sampler(model, slots=2, max_len=64).generate(
+                [ids[0, cut:].tolist()], prefix=ids[0, :cut].tolist(), max_new_tokens=16
+            )
+            assert list(outs[0].tokens) == golden["greedy"][0].tolist()
+
+
+def test_there_are_goldens():
+    assert {"llama2", "llama3", "llama3_bf16", "llama_bias", "smollm3"} <= set(DECODERS)
+
+
+@torch.no_grad()
+def test_a_token_sees_only_what_stands_before_it():
+    model = random_decoder()
+    ids = torch.randint(0, 23, (1, 12), generator=torch.Generator().manual_seed(1))
+    changed = ids.clone()
+    changed[0, 7:] = (changed[0, 7:] + 1) % 23
+    a, b = model(ids), model(changed)
+    assert torch.equal(a[:, :7], b[:, :7])
+    assert not torch.equal(a[:, 7], b[:, 7])
+
+
+@pytest.mark.parametrize(("block", "act"), [("parallel", "gelu"), ("parallel2", "relu2"), ("pre", "gelu_tanh")])
+@torch.no_grad()
+def test_blocks_without_golden(block, act):
+    """Parallel blocks, ungated MLPs, biases and layer norms, written out a second time."""
+    c = {
+        "block": block,
+        "act": act,
+        "gated": False,
+        "norm": "layer",
+        "bias_qkv": True,
+        "bias_o": True,
+        "bias_mlp": True,
+    }
+    model = random_decoder(n_layers=1, bias_head=True, **c)
+    ids = torch.arange(9)[None]
+    w = dict(model.tensors())
+    lin = lambda x, name: F.linear(x, w[f"layers.0.{name}.weight"], w[f"layers.0.{name}.bias"])  # noqa: E731
+    norm = lambda x, name: F.layer_norm(x, (24,), w[f"{name}.weight"], w[f"{name}.bias"], 1e-5)  # noqa: E731
+    x = w["embed_tokens.weight"][ids]
+    h = norm(x, "layers.0.attn_norm")
+    q, k, v = (lin(h, f"self_attn.{p}_proj").unflatten(-1, (-1, 6)).transpose(1, 2) for p in "qkv")
+    q, k = (_rope(t) for t in (q, k))
+    k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+    attended = lin(out, "self_attn.o_proj")
+    seen = {
+        "parallel": lambda: h,
+        "parallel2": lambda: norm(x, "layers.0.mlp_norm"),
+        "pre": lambda: norm(x + attended, "layers.0.mlp_norm"),
+    }[block]()
+    act = {"gelu": F.gelu, "relu2": lambda t: F.relu(t) ** 2, "gelu_tanh": lambda t: F.gelu(t, approximate="tanh")}[act]
+    x = x + attended + lin(act(lin(seen, "mlp.up_proj")), "mlp.down_proj")
+    expected = F.linear(norm(x, "norm"), w["lm_head.weight"], w["lm_head.bias"])
+    torch.testing.assert_close(model(ids), expected, atol=1e-6, rtol=1e-6)  # rope's angles are float32
+
+
+def _rope(x):
+    out = torch.empty_like(x)
+    for pos in range(x.shape[2]):
+        for i in range(3):
+            angle = pos * 10000.0 ** (-2 * i / 6)
+            a, b = x[:, :, pos, i], x[:, :, pos, i + 3]
+            out[:, :, pos, i] = a * math.cos(angle) - b * math.sin(angle)
+            out[:, :, pos, i + 3] = b * math.cos(angle) + a * math.sin(angle)
+    return out
+
+
+def test_rope_turns_the_first_entries_only():
+    x = torch.randn(1, 1, 3, 8, dtype=torch.float64)
+    turned = rotate(x, rotary_table(Rope(), 4, torch.arange(3)[None], torch.float64))
+    assert torch.equal(turned[..., 4:], x[..., 4:])
+    assert torch.equal(turned[:, :, 0], x[:, :, 0])  # position 0 stays
+    torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
+
+
+def test_alibi_slopes_and_bias():
+    assert alibi_slopes(8).tolist() == [2.0**-k for k in range(1, 9)]
+    assert alibi_slopes(6).tolist() == [2**-2, 2**-4, 2**-6, 2**-8, 2**-1, 2**-3]
+    model = random_decoder(n_layers=1, alibi=True, ropes=())
+    x = model.embed_tokens.weight[torch.arange(7)[None]]
+    w, h = dict(model.tensors()), model.layers[0].attn_norm(x)
+    q, k, v = (
+        F.linear(h, w[f"layers.0.self_attn.{p}_proj.weight"]).unflatten(-1, (-1, 6)).transpose(1, 2) for p in "qkv"
+    )
+    scores = q @ k.repeat_interleave(2, 1).transpose(-1, -2)
+    scores = (scores + alibi_slopes(4).double()[:, None, None] * torch.arange(7)) * 6**-0.5
+    weights = scores.masked_fill(torch.ones(7, 7, dtype=torch.bool).triu(1), -math.inf).softmax(-1)
+    expected = (weights @ v.repeat_interleave(2, 1)).transpose(1, 2).flatten(2)
+    hooked = []
+    model.layers[0].self_attn.o_proj.register_forward_pre_hook(lambda _, args: hooked.append(args[0]))
+    model(torch.arange(7)[None])
+    torch.testing.assert_close(hooked[0], expected)
+
+
+@torch.no_grad()
+def test_query_scale_grows_with_position():
+    ids = torch.arange(8)[None]
+    plain, scaled = random_decoder(n_layers=1), random_decoder(n_layers=1, q_len_scale=(0.7, 4))
+    assert torch.equal(plain(ids)[:, :4], scaled(ids)[:, :4])  # log(1 + floor(pos / 4)) is 0 there
+    rows = slice(0, 24)  # q's rows of the shared matrix
+    plain.layers[0].self_attn.qkv_proj.weight[rows] *= 1 + 0.7 * math.log(2)
+    torch.testing.assert_close(plain(ids)[:, 4:], scaled(ids)[:, 4:], atol=1e-7, rtol=1e-6)
