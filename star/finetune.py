@@ -1,0 +1,147 @@
+"""Supervised fine-tuning of the adapters on kept rationales: line 7 of Algorithm 1.
+
+AdamW on A and B in float32; the base is frozen, and checked to be bit-equal after the run. Loss falls on rationale
+and end only, and is normalised by the target tokens of the whole optimizer step, however it is cut into micro-batches.
+It does not choose examples and does not reset adapters: star/loop does.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from kernels.cross_entropy import linear_cross_entropy
+from star.batch import batch_of_step, micro_batches
+from star.decoder import Decoder
+from star.lora import trainable
+from star.problem import Example
+
+
+@dataclass
+class FinetuneStats:
+    """What a run of `finetune` did so far."""
+
+    losses: list[float] = field(default_factory=list)  # one a step: nats a target token
+    target_tokens: int = 0
+    tokens: int = 0  # prompts included, padding not
+    seconds: float = 0.0
+    state: dict[str, Any] = field(default_factory=dict)  # where to go on: {"step": steps done, "optimizer": moments}
+
+
+def finetune(
+    model: Decoder,
+    examples: Sequence[Example],
+    steps: int = 40,
+    lr: float = 1e-4,
+    batch_size: int = 8,
+    seed: int = 0,
+    state: dict[str, Any] | None = None,
+    on_step: Callable[[int, float], None] | None = None,
+    **options,
+) -> FinetuneStats:
+    """Train the model's adapters for `steps` optimizer steps of batch_size examples, reshuffled when they run out.
+
+    on_step(step, loss) after each; options as in `finetune_steps`. Raises ValueError for what cannot be trained.
+    """
+    stats = FinetuneStats(state=state or {})
+    for stats in finetune_steps(model, examples, steps, lr, batch_size, seed, state, **options):
+        if on_step is not None:
+            on_step(stats.state["step"], stats.losses[-1])
+    return stats
+
+
+def finetune_steps(
+    model: Decoder,
+    examples: Sequence[Example],
+    steps: int,
+    lr: float,
+    batch_size: int,
+    seed: int = 0,
+    state: dict[str, Any] | None = None,
+    *,
+    warmup: int = 0,
+    schedule: str = "constant",
+    beta2: float = 0.999,
+    clip: float = 1.0,
+    micro_tokens: int = 2048,
+) -> Iterator[FinetuneStats]:
+    """`finetune` as a generator: the same stats object after every step, so that a caller can watch, save or stop.
+
+    state: a former `stats.state`; with the adapters as they were then, training goes on as if it had never stopped.
+    warmup: steps over which lr rises; then constant (the paper, App. H) or linear to zero. micro_tokens: padded tokens
+    that go through the model at a time.
+    """
+    params = trainable(model)
+    _check(model, examples, params, steps, batch_size)
+    optimizer = torch.optim.AdamW(params.values(), lr=lr, betas=(0.9, beta2), weight_decay=0.0, fused=True)
+    if state:
+        optimizer.load_state_dict(state["optimizer"])
+    frozen = fingerprint(model)
+    stats = FinetuneStats()
+    began = time.perf_counter()
+    for step in range(state["step"] if state else 0, steps):
+        batch = [examples[i] for i in batch_of_step(len(examples), batch_size, step, seed)]
+        loss = _gradients(model, batch, micro_tokens)
+        if not math.isfinite(loss):
+            raise ValueError(f"the loss is {loss} at step {step + 1}: lower the learning rate (lr is {lr})")
+        for name, p in params.items():
+            assert p.grad is not None, f"{name} got no gradient"
+        torch.nn.utils.clip_grad_norm_(params.values(), clip)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * factor(step, steps, warmup, schedule)
+        optimizer.step()
+        torch.autograd.graph.increment_version(params.values())  # the fused step writes without counting (star/lora)
+        optimizer.zero_grad(set_to_none=True)
+        stats.losses.append(loss)
+        stats.target_tokens += sum(len(e.tokens) - e.n_prompt for e in batch)
+        stats.tokens += sum(len(e.tokens) for e in batch)
+        stats.seconds = time.perf_counter() - began
+        stats.state = {"step": step + 1, "optimizer": optimizer.state_dict()}
+        yield stats
+    assert torch.equal(frozen, fingerprint(model)), "training changed a frozen weight"
+
+
+def factor(step: int, steps: int, warmup: int, schedule: str) -> float:
+    """Share of the peak learning rate at step 0, 1, ...: warmup=2, steps=6, linear: 0.5, 1, 1, 0.75, 0.5, 0.25."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 1.0 if schedule == "constant" else (steps - step) / (steps - warmup)
+
+
+def _gradients(model: Decoder, batch: Sequence[Example], micro_tokens: int) -> float:
+    """Accumulate the gradient of the step's mean loss (nats a target token, over all micro-batches) and return it."""
+    c = model.config
+    weight, bias = model.head()
+    n_targets = sum(len(e.tokens) - e.n_prompt for e in batch)
+    total = torch.zeros((), device=model.device)
+    for b in micro_batches(batch, micro_tokens, model.device):
+        hidden = model.hidden(b.tokens)[b.rows, b.columns]  # (N, D): only rows with a target meet the vocabulary
+        nll = linear_cross_entropy(hidden, weight, b.targets, bias, c.logit_scale, c.logit_cap) / n_targets
+        nll.backward()
+        total += nll.detach()
+    return total.item()
+
+
+def _check(model: Decoder, examples: Sequence[Example], params: dict, steps: int, batch_size: int) -> None:
+    if not params:
+        raise ValueError("nothing to train: the model has no adapters; add_lora first")
+    if not examples:
+        raise ValueError("no examples to train on")
+    if steps < 1 or batch_size < 1:
+        raise ValueError(f"steps is {steps} and batch_size {batch_size}; both must be at least 1")
+    for i, e in enumerate(examples):
+        if not 1 <= e.n_prompt < len(e.tokens):
+            raise ValueError(f"example {i} has {len(e.tokens)} tokens, of them {e.n_prompt} prompt: it needs at least "
+                             "one of the prompt and one to learn")
+        if min(e.tokens) < 0 or max(e.tokens) >= model.config.vocab:
+            raise ValueError(f"example {i} holds an id outside the vocabulary of {model.config.vocab}")
+
+
+@torch.no_grad()
+def fingerprint(model: Decoder) -> torch.Tensor:
+    """Sums over the bits of every frozen tensor: one that changed shows."""
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return torch.stack([p.view(integers[p.element_size()]).sum() for p in model.parameters() if not p.requires_grad])

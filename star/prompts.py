@@ -1,0 +1,46 @@
+"""From a problem to token ids: prompts to sample from, and examples to train on.
+
+A hint can enter only through `encode(..., hinted=True)`, whose ids go to the sampler and nowhere else: `example` is
+built from the question. It renders no chat templates.
+"""
+
+import itertools
+from collections.abc import Sequence
+
+from star.problem import Example, Problem
+from star.tasks import Task
+
+
+def encode(task: Task, problem: Problem, tokenizer, hinted: bool = False) -> list[int]:
+    """Ids of the few-shot text and the question, encoded as ONE text: pieces encoded apart need not add up to it.
+
+    Raises ValueError when the tokenizer has no token for some character.
+    """
+    text = task.hint_prefix + task.hinted(problem) if hinted else task.prefix + task.question(problem)
+    ids = tokenizer.encode(text)
+    if tokenizer.unk_id in ids:
+        odd = next((c for c in text if tokenizer.unk_id in tokenizer.encode(c, special=False)), text)
+        raise ValueError(f"the tokenizer has no token for {odd!r} in the prompt of problem {problem.id!r}: "
+                         f"{text[:60]!r}")
+    return ids
+
+
+def share(prompts: Sequence[list[int]]) -> tuple[list[int], list[list[int]]]:
+    """(longest common id prefix, what is left of each prompt); at least one id is left to each.
+
+    share([[1, 2, 3], [1, 2, 4, 5]]) -> ([1, 2], [[3], [4, 5]])
+    """
+    first, last = min(prompts, default=[]), max(prompts, default=[])  # the two that differ earliest
+    common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
+    n = min(common, min(map(len, prompts), default=1) - 1)
+    return first[:n], [p[n:] for p in prompts]
+
+
+def example(task: Task, problem: Problem, tokenizer, rationale: Sequence[int]) -> Example:
+    """The training sequence of a kept rationale: ids of the plain question, the sampled ids as they are, an end.
+
+    However the rationale came about, the prompt is the one without hint (STaR, section 3.3).
+    """
+    prompt = tokenizer.encode(task.question(problem))
+    end = [] if rationale and rationale[-1] in tokenizer.eos_ids else [tokenizer.eos_ids[0]]
+    return Example((*prompt, *rationale, *end), len(prompt))

@@ -1,0 +1,153 @@
+"""Training: the loss is what it says, the base does not move, and any cut into micro-batches gives the same step."""
+
+import copy
+
+import pytest
+import torch
+from conftest import random_decoder
+
+from star.batch import batch_of_step, micro_batches
+from star.finetune import factor, finetune, finetune_steps, fingerprint
+from star.lora import add_lora, trainable
+from star.problem import Example
+
+
+def examples(n=12, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    made = []
+    for _ in range(n):
+        length = int(torch.randint(4, 15, (1,), generator=g))
+        tokens = torch.randint(0, 23, (length,), generator=g).tolist()
+        made.append(Example(tuple(tokens), int(torch.randint(1, length, (1,), generator=g))))
+    return made
+
+
+def fresh(dtype=torch.float64):
+    return add_lora(random_decoder(dtype=dtype), rank=3)
+
+
+def test_loss_is_the_mean_over_rationale_and_end():
+    """The first step's loss, before anything moved, against one forward an example."""
+    data, model = examples(6), fresh()
+    total = count = 0
+    with torch.no_grad():
+        for e in data:
+            logp = model(torch.tensor([e.tokens]))[0].log_softmax(-1)
+            for place in range(e.n_prompt, len(e.tokens)):
+                total -= float(logp[place - 1, e.tokens[place]])
+                count += 1
+    stats = finetune(model, data, steps=1, batch_size=6)
+    assert stats.losses[0] == pytest.approx(total / count, rel=1e-6)
+    assert stats.target_tokens == count
+    assert stats.tokens == sum(len(e.tokens) for e in data)
+
+
+def test_prompts_bear_no_loss():
+    """Whatever id a prompt ends in: it is read, never predicted. Targets are the same in number and kind."""
+    for b in micro_batches(examples(), 64, torch.device("cpu")):
+        assert len(b.targets) == len(b.rows) == len(b.columns)
+    data = [Example((1, 2, 3, 4, 5), 3), Example((6, 7), 1)]
+    (batch,) = micro_batches(data, 1000, torch.device("cpu"))
+    assert batch.tokens.tolist() == [[1, 2, 3, 4, 5], [6, 7, 0, 0, 0]]
+    assert list(zip(batch.rows.tolist(), batch.columns.tolist(), batch.targets.tolist(), strict=True)) == [
+        (0, 2, 4), (0, 3, 5), (1, 0, 7)]  # fmt: skip
+
+
+@pytest.mark.parametrize("micro_tokens", [1, 20, 64])
+def test_micro_batches_do_not_change_the_step(micro_tokens):
+    whole, cut = fresh(), fresh()
+    a = finetune(whole, examples(), steps=3, lr=1e-2, micro_tokens=10_000)
+    b = finetune(cut, examples(), steps=3, lr=1e-2, micro_tokens=micro_tokens)
+    assert a.losses == pytest.approx(b.losses, rel=1e-6)
+    for p, q in zip(trainable(whole).values(), trainable(cut).values(), strict=True):
+        torch.testing.assert_close(p, q, atol=1e-6, rtol=1e-5)  # the loss is summed in float32
+
+
+def test_every_example_is_used_before_any_comes_again():
+    for n, size in ((5, 2), (7, 3), (4, 4), (3, 8)):
+        order = [i for step in range(5 * n) for i in batch_of_step(n, size, step, seed=1)]
+        assert len(order) == 5 * n * size
+        for start in range(0, len(order), n):
+            assert sorted(order[start : start + n]) == list(range(n))
+    assert batch_of_step(50, 50, 0, 1) != batch_of_step(50, 50, 1, 1)
+    assert batch_of_step(50, 50, 0, 1) != batch_of_step(50, 50, 0, 2)
+
+
+def test_the_base_does_not_move_and_the_adapters_learn():
+    model = fresh()
+    before = {name: t.clone() for name, t in model.tensors()}
+    bits = fingerprint(model)
+    stats = finetune(model, examples(), steps=60, lr=2e-2, batch_size=12)
+    assert stats.losses[-1] < 0.5 * stats.losses[0]
+    assert all(torch.equal(t, before[name]) for name, t in model.tensors())
+    assert torch.equal(bits, fingerprint(model))
+    model.norm.weight.data[3] += 1e-9
+    assert not torch.equal(bits, fingerprint(model)), "a changed bit must show"
+
+
+def test_a_parameter_without_gradient_is_noticed(monkeypatch):
+    model = fresh()
+    monkeypatch.setattr("star.finetune._gradients", lambda *args: 1.0)
+    with pytest.raises(AssertionError, match="got no gradient"):
+        finetune(model, examples(), steps=1)
+
+
+def test_a_moved_base_is_noticed():
+    model = fresh()
+    steps = finetune_steps(model, examples(), 2, 1e-3, 4)
+    next(steps)
+    model.norm.weight.data += 1
+    with pytest.raises(AssertionError, match="frozen"):
+        list(steps)
+
+
+def test_going_on_from_a_state_is_as_if_it_had_never_stopped():
+    options = {"lr": 1e-2, "batch_size": 4, "seed": 3, "warmup": 4, "schedule": "linear"}
+    straight = fresh()
+    losses = finetune(straight, examples(), steps=11, **options).losses
+    stopped = fresh()
+    for stats in finetune_steps(stopped, examples(), 11, **options):
+        if stats.state["step"] == 5:
+            break
+    state = copy.deepcopy(stats.state)
+    again = fresh()
+    with torch.no_grad():
+        for p, q in zip(trainable(again).values(), trainable(stopped).values(), strict=True):
+            p.copy_(q)
+    rest = finetune(again, examples(), steps=11, state=state, **options)
+    assert losses == stats.losses[:5] + rest.losses
+    for p, q in zip(trainable(straight).values(), trainable(again).values(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_schedules():
+    assert [factor(s, 6, 2, "linear") for s in range(6)] == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+    assert [factor(s, 5, 4, "constant") for s in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert factor(0, 1, 0, "linear") == 1.0
+    assert [factor(s, 3, 100, "linear") for s in range(3)] == [0.01, 0.02, 0.03]
+
+
+def test_on_step_and_seeds():
+    seen = []
+    finetune(fresh(), examples(), steps=4, on_step=lambda step, loss: seen.append((step, loss)))
+    assert [s for s, _ in seen] == [1, 2, 3, 4]
+    a, b, c = (finetune(fresh(), examples(), steps=4, seed=s).losses for s in (1, 1, 2))
+    assert a == b != c
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "options", "said"),
+    [
+        (random_decoder, examples(), {}, "no adapters"),
+        (fresh, [], {}, "no examples"),
+        (fresh, examples(), {"steps": 0}, "at least 1"),
+        (fresh, examples(), {"batch_size": 0}, "at least 1"),
+        (fresh, [Example((1, 2), 2)], {}, "one to learn"),
+        (fresh, [Example((1, 2), 0)], {}, "of the prompt"),
+        (fresh, [Example((1, 99), 1)], {}, "vocabulary"),
+        (lambda: fresh(torch.float32), examples(), {"lr": 1e30, "steps": 20}, "lower the learning rate"),
+    ],
+)
+def test_bad_input(model, data, options, said):
+    with pytest.raises(ValueError, match=said):
+        finetune(model(), data, **options)
