@@ -136,13 +136,15 @@ def merged(model: Decoder, twin: Decoder | None = None) -> Decoder:
     if twin is None:
         with torch.device("meta"):
             twin = Decoder(model.config)
-        for path, module in model.named_modules():
-            if isinstance(module, Linear | Norm):
-                mine = twin.get_submodule(path)
-                own = isinstance(module, LoraLinear)
-                weight = torch.empty_like(module.weight) if own else module.weight
-                mine.weight = nn.Parameter(weight, requires_grad=False)
-                mine.bias = module.bias
-    for path, module in lora_modules(model):
-        twin.get_submodule(path).weight.copy_(module.merged_weight())
+    for path, module in model.named_modules():
+        if not isinstance(module, Linear | Norm):
+            continue
+        mine = twin.get_submodule(path)
+        mine.bias = module.bias
+        if isinstance(module, LoraLinear):
+            if mine.weight.is_meta or mine.weight is module.weight:  # no buffer of its own yet
+                mine.weight = nn.Parameter(torch.empty_like(module.weight), requires_grad=False)
+            mine.weight.copy_(module.merged_weight())
+        else:
+            mine.weight = module.weight
     return twin

@@ -91,6 +91,17 @@ def test_merging_again_keeps_the_buffers():
     assert not ours & set(addresses), "the base must not be merged into"
 
 
+def test_a_twin_follows_adapters_on_other_linears():
+    """The old twin has a buffer for q and none for o: it must share q again, and never write into the base."""
+    model = stir(add_lora(random_decoder(), rank=2, targets=("q_proj",)))
+    twin = merged(model)
+    remove_lora(model)
+    stir(add_lora(model, rank=3, targets=("o_proj",)))
+    torch.testing.assert_close(merged(model, twin)(IDS), model(IDS))
+    remove_lora(model)
+    assert torch.equal(model(IDS), random_decoder()(IDS))
+
+
 def test_bad_requests():
     with pytest.raises(ValueError, match="no linear named"):
         add_lora(random_decoder(), targets=("x_proj",))
