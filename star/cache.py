@@ -55,6 +55,7 @@ class KVCache(Causal):
         shape = (rows, config.n_kv, length, config.head_dim)
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layers)]
         self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layers)]
+        self.length = length
         self.prefix: list[tuple[Tensor, Tensor]] = []  # a layer: (K, P, hd) twice
         self.n_prefix = 0
 
@@ -62,6 +63,11 @@ class KVCache(Causal):
         """Take the first `length` tokens of other's row 0 as the prefix of all rows: views, no copy."""
         self.prefix = [(k[0, :, :length], v[0, :, :length]) for k, v in zip(other.keys, other.values, strict=True)]
         self.n_prefix = length
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all rows but these (n,), in this order. Copies what stays: worth it when much goes."""
+        self.keys = [k[rows] for k in self.keys]
+        self.values = [v[rows] for v in self.values]
 
     def expect(self, starts: Tensor, n_new: int, used: int) -> None:
         """The next forward brings n_new tokens a row, row b's first at own index starts[b] (B,).
@@ -76,8 +82,7 @@ class KVCache(Causal):
         self._masks = {}
 
     def keys_and_values(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
-        B = k.shape[0]
-        keys, values = self.keys[layer][:B], self.values[layer][:B]  # views
+        keys, values = self.keys[layer], self.values[layer]  # (B, K, length, hd)
         index = self._index.expand_as(k)
         keys.scatter_(2, index, k)
         values.scatter_(2, index, v)

@@ -20,7 +20,7 @@ class StarConfig:
     task: str = setting("arithmetic", "what to learn: a file in star/tasks")
     data: str | None = setting(None, "file or folder that the task reads")
     digits: str | None = setting(None, "arithmetic: lengths of the numbers, as 5 or 1-5 (default 1-5)")
-    model: str = setting("checkpoints/tiny-adder", "folder of the base model M")
+    model: str | None = setting(None, "folder of the base model M (default: the tiny adder that ships)")
     iterations: int = setting(8, "outer iterations N", low=1, high=10_000)
     problems: int = setting(2000, "problems drawn from the training set each iteration", low=1)
     start: str = setting("base", "train each iteration from the base (the paper) or go on", ("base", "previous"))
@@ -37,7 +37,7 @@ class StarConfig:
     beta2: float = setting(0.99, "AdamW's second-moment decay", low=0.0, high=0.99999)
     clip: float = setting(1.0, "largest norm of a step's gradient", low=1e-9)
     rank: int = setting(16, "rank of the adapters", low=1, high=65_536)
-    alpha: float = setting(16.0, "adapter scale is alpha / rank", low=1e-9)
+    alpha: float = setting(32.0, "adapter scale is alpha / rank", low=1e-9, high=10**6)
     seed: int = setting(0, "of the draws: problems, samples, adapters, batches", low=0, high=2**63 - 1)
     slots: int = setting(512, "rows sampled at a time", low=1, high=10**6)
     device: str = setting("auto", "cpu, cuda, cuda:1, ...; auto: CUDA if there is one")
@@ -57,6 +57,9 @@ class StarConfig:
                 raise ValueError(f"{flag} is {value}; it must be at least {meta['low']}")
             if meta["high"] is not None and value > meta["high"]:
                 raise ValueError(f"{flag} is {value}; it must be at most {meta['high']}")
+        if math.log(self.first_steps) + (self.iterations - 1) * math.log(self.growth) > math.log(1e9):
+            raise ValueError(f"--growth {self.growth} over {self.iterations} iterations leads to more than 10^9 steps "
+                             "in the last; lower one of them")
 
     def steps(self, iteration: int) -> int:
         """Optimizer steps of iteration 1, 2, ...: 40, 48, 57, 69, 82 for first_steps=40, growth=1.2 (paper, App. H)."""

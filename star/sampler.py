@@ -1,7 +1,7 @@
 """Sampling with a KV cache: lines 3 and 4 of Algorithm 1.
 
-A batch of prompts is prefilled at once, right-padded, and decoded until every row has ended; a prefix that all
-prompts share is prefilled and stored once. It does not know tasks, tokenizers' texts or hints.
+A batch of prompts is prefilled at once, right-padded, and decoded until every row has ended; rows that have ended are
+dropped now and then. A prefix that all prompts share is prefilled and stored once. It knows no tasks and no hints.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,6 +16,8 @@ from star.decoder import Decoder
 from star.problem import Completion
 
 SYNC_EVERY = 8  # decode steps between looks at the flags, where a look makes the host wait for a device
+
+COMPACT = 0.75  # once fewer rows than this share still go, the others are dropped from the batch
 
 
 @dataclass(frozen=True)
@@ -81,14 +83,16 @@ class Sampler:
             return
         if prefix and not all(prompts):  # a row needs a token of its own to continue from: lend it the prefix's last
             prompts, prefix = [[prefix[-1], *p] for p in prompts], prefix[:-1]
-        longest = max(len(p) + n for p, n in zip(prompts, options.max_new, strict=True))
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # rows of a batch as even as can be
         model = self._weights()
-        cache = KVCache(model.config, min(self.slots, len(prompts)), longest, model.device, model.dtype)
-        if prefix:
-            cache.share(self._prefill(model, prefix), len(prefix))
+        shared = self._prefill(model, prefix) if prefix else None
         for start in range(0, len(order), self.slots):
-            yield from self._batch(model, cache, order[start : start + self.slots], prompts, options)
+            rows = order[start : start + self.slots]
+            longest = max(len(prompts[i]) + options.max_new[i] for i in rows)
+            cache = KVCache(model.config, len(rows), longest, model.device, model.dtype)
+            if shared is not None:
+                cache.share(shared, len(prefix))
+            yield from self._batch(model, cache, rows, prompts, options)
 
     def _weights(self) -> Decoder:
         """The model to sample from, always with the present adapters."""
@@ -171,7 +175,14 @@ class Sampler:
                 going = [b for b in going if ended[b] > step + 1]
                 if not going:
                     return
-            cache.expect(lengths, 1, width + step + 1)
+                if len(going) < COMPACT * len(rows):
+                    keep = torch.tensor(going, device=device)
+                    cache.keep(keep)
+                    new, logprobs, drawn, lengths, seeds, ends, stopped = (
+                        t[keep] for t in (new, logprobs, drawn, lengths, seeds, ends, stopped))
+                    rows, going = [rows[b] for b in going], list(range(len(going)))
+            # a row that has ended may be at the cache's end: it writes over its own last key, and nobody looks
+            cache.expect(lengths.clamp(max=cache.length - 1), 1, min(width + step + 1, cache.length))
             hidden = model.hidden(drawn[:, None], cache)[:, 0]  # (B, D)
             lengths = lengths + 1
 
