@@ -1,0 +1,167 @@
+"""python sample.py "48571+9664": ask a trained model, and see whether it is right.
+
+Without a question it is a prompt to type into. With --trace it shows one problem's whole way through Algorithm 1. It
+takes the newest finished run, or the model that ships; it changes nothing on disk.
+"""
+
+import os
+import signal
+
+if __name__ == "__main__":  # Ctrl-C while torch is imported; main() puts Python's own handler back
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
+import sys
+from pathlib import Path
+
+import checkpoints
+from checkpoints.weights import read_json
+from star import prompts
+from star.config import StarConfig
+from star.evaluate import VERDICTS, verdict
+from star.problem import Example, Problem
+from star.run import newest_finished
+from star.sampler import Sampler
+from star.tasks import Task, load_task
+from train import Parser, choose_device
+
+
+class Asker:
+    """A model, its tokenizer and its task, ready to be asked."""
+
+    def __init__(self, config: StarConfig, adapter: Path | None, temperature: float, seed: int):
+        self.task: Task = load_task(config.task, data=config.data, digits=config.digits)
+        model = checkpoints.load_model(config.model or checkpoints.SHIPPED, choose_device(config.device))
+        self.tokenizer = checkpoints.load_tokenizer(model.source.path)
+        if adapter is not None:
+            checkpoints.load_adapter(model, adapter)
+        self.sampler = Sampler(model, slots=1, max_len=model.config.max_pos, tokenizer=self.tokenizer)
+        self.temperature, self.seed = temperature, seed
+        self.cap = config.max_new_tokens or 2 * self.task.max_new_tokens  # questions may be longer here
+
+    def rationale(self, problem: Problem, hinted: bool, show: bool) -> tuple[str, str, list[int]]:
+        """(text, verdict, ids) of one completion; with show, its characters are printed as they come."""
+        ids, printed = [], 0
+
+        def on_token(_: int, token: int) -> None:
+            nonlocal printed
+            ids.append(token)
+            text = self.tokenizer.decode([i for i in ids if i not in self.tokenizer.eos_ids])
+            whole = len(text.rstrip("\ufffd"))  # a token may end in half a character: wait for the other half
+            if show:
+                print(text[printed:whole], end="", flush=True)
+            printed = max(printed, whole)
+
+        prompt = prompts.encode(self.task, problem, self.tokenizer, hinted)
+        room = self.sampler.max_len - len(prompt)
+        out = self.sampler.generate([prompt], max_new_tokens=max(1, min(self.cap, room)), temperature=self.temperature,
+                                    seeds=[self.seed], stop_ids=self.tokenizer.eos_ids, on_token=on_token)[0]
+        text = self.tokenizer.decode(list(out.tokens[:-1] if out.finish == "stop" else out.tokens))
+        return text, verdict(self.task, problem, text, out.finish, hinted), list(out.tokens)
+
+    def answer(self, question: str) -> None:
+        """Reason aloud and say whether the answer is right."""
+        problem = self.task.parse(question)
+        print(self.task.question(problem).rstrip("\n"))
+        text, said, _ = self.rationale(problem, hinted=False, show=True)
+        found = self.task.extract(text)
+        if not problem.answer:
+            print(f"\n-> {found if found is not None else VERDICTS[said]}")
+        elif said == "right":
+            steps = ", but not every step is" if self.task.check_steps(problem, text) is False else ""
+            print(f"\n-> {found} is right{steps}")
+        elif found is None or said == "length":
+            print(f"\n-> {VERDICTS[said]}: the answer is {problem.answer}")
+        else:
+            print(f"\n-> {found} is wrong: the answer is {problem.answer}")
+
+    def trace(self, question: str) -> None:
+        """One problem's whole way: prompt, rationale, hint, hinted rationale, verdict, and what is trained on."""
+        problem = self.task.parse(question)
+        if not problem.answer:
+            raise ValueError("--trace needs a question whose answer the task can tell, to judge by and to hint with")
+        for hinted, title in ((False, "generate"), (True, "rationalize")):
+            prompt = self.task.hinted(problem) if hinted else self.task.question(problem)
+            text, said, ids = self.rationale(problem, hinted, show=False)
+            wrong_step = said == "right" and self.task.check_steps(problem, text) is False
+            print(f"{paint('bold', title)}\n{indent(prompt)}\n{paint('bold', '  the model writes')}\n{indent(text)}")
+            print(paint("green" if said == "right" else "red", f"  -> {said}: {VERDICTS[said]}")
+                  + (", though a step is wrong" if wrong_step else "") + "\n")
+            if said == "right":
+                self.show_example(prompts.example(self.task, problem, self.tokenizer, ids))
+                return
+        print("dropped: nothing of it is trained on")
+
+    def show_example(self, example: Example) -> None:
+        """Ids and characters of a training sequence; the ones that bear loss stand in brackets, in green."""
+        ends = dict.fromkeys(self.tokenizer.eos_ids, "<end>")
+        pieces = [f"{i}:{ends.get(i) or repr(self.tokenizer.decode([i]))}" for i in example.tokens]
+        print(paint("bold", "train") + f" on {len(pieces)} ids; loss falls on those in [ ]")
+        print("  " + paint("dim", " ".join(pieces[: example.n_prompt])))
+        print("  " + paint("green", "[" + " ".join(pieces[example.n_prompt :]) + "]"))
+
+
+def indent(text: str) -> str:
+    return "\n".join("    " + line for line in text.rstrip("\n").split("\n"))
+
+
+def paint(color: str, text: str) -> str:
+    """Text in colour, where the output is a terminal and nobody said NO_COLOR."""
+    codes = {"bold": "1", "dim": "2", "red": "31", "green": "32"}
+    plain = not sys.stdout.isatty() or "NO_COLOR" in os.environ
+    return text if plain else f"\x1b[{codes[color]}m{text}\x1b[0m"
+
+
+def choose(run: Path | None, iteration: int | None, trace: bool) -> tuple[StarConfig, Path | None, str]:
+    """(settings, adapter folder or None for the base, a line that says which model it is)."""
+    run = run or newest_finished()
+    if run is None:
+        if iteration:
+            raise ValueError("--iteration needs a run, and runs/ has no finished one; train one: python train.py")
+        return StarConfig(), None, "the base model that ships (no finished run in runs/; train one: python train.py)"
+    settings, state = read_json(run / "config.json").get("settings"), read_json(run / "state.json")
+    if not isinstance(settings, dict):
+        raise ValueError(f"{run} is no run: its config.json has no settings")
+    last = state.get("iteration", -1)
+    iteration = iteration if iteration is not None else 0 if trace else max(last, 0)
+    if not 0 <= iteration <= max(last, 0):
+        raise ValueError(f"--iteration is {iteration}, but {run} has iterations 0 (the base) to {max(last, 0)}")
+    adapter = run / "adapters" / f"iter-{iteration:03d}" if iteration else None
+    return StarConfig(**settings), adapter, f"{run}, iteration {iteration}" + ("" if iteration else " (the base)")
+
+
+def main(argv: list[str] | None = None) -> int:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    parser = Parser(description=__doc__.split("\n\n")[1])
+    parser.add_argument("question", nargs="?", help="a question of the task, as 48571+9664; none: type them in")
+    parser.add_argument("--trace", action="store_true", help="show one problem's whole way through the algorithm")
+    parser.add_argument("--run", type=Path, help="run folder [the newest finished one]")
+    parser.add_argument("--iteration", type=int, help="which model; 0 is the base [the last; 0 with --trace]")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy [0]")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws, if the temperature is not 0 [0]")
+    try:
+        args = parser.parse_args(argv)
+        config, adapter, which = choose(args.run, args.iteration, args.trace)
+        asker = Asker(config, adapter, args.temperature, args.seed)
+        print(paint("dim", f"model: {which}"))
+        if args.trace and args.question is None:
+            raise ValueError('--trace needs a question, as in: python sample.py --trace "1064+4991"')
+        if args.question is not None:
+            (asker.trace if args.trace else asker.answer)(args.question)
+            return 0
+        while True:
+            try:
+                asker.answer(input("? "))
+            except ValueError as e:
+                print(f"error: {e}", file=sys.stderr)
+    except EOFError:
+        return 0
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

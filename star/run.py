@@ -1,0 +1,227 @@
+"""The folder of a run: everything that happened, written so that a stop at any moment loses at most the work in hand.
+
+    config.json            settings, command line, versions, git commit, device, dtype
+    metrics.jsonl          one line an iteration; equal runs write equal lines
+    timings.jsonl          seconds and tokens/s by phase: all that differs between two equal runs is here or above
+    samples/iter-003.jsonl every generation with its verdict
+    adapters/iter-003/     what the model had learned by then, in PEFT's layout
+    curves.png             held-out accuracy over iterations
+    state.json             where to go on; written last, atomically
+
+It writes what star/loop yields, and reads it back for --resume. It decides nothing and prints nothing.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+
+from checkpoints.adapters import save_adapter
+from checkpoints.weights import read_json, write_atomically
+from star.config import StarConfig
+from star.decoder import Decoder
+from star.loop import Chunk, Event, Finished, Phase, State, Tick
+from star.problem import Generation
+
+
+@dataclass
+class Clock:
+    """Seconds and tokens of each phase of an iteration."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
+    _phase: str = ""
+    _since: float = 0.0
+
+    def enter(self, phase: str) -> None:
+        now = time.perf_counter()
+        if self._phase:
+            self.seconds[self._phase] = self.seconds.get(self._phase, 0.0) + now - self._since
+        self._phase, self._since = phase, now
+
+    def count(self, tokens: int) -> None:
+        self.tokens[self._phase] = self.tokens.get(self._phase, 0) + tokens
+
+    def rate(self, *phases: str) -> float:
+        """Tokens a second over these phases together."""
+        return sum(self.tokens.get(p, 0) for p in phases) / max(sum(self.seconds.get(p, 0.0) for p in phases), 1e-9)
+
+
+class Run:
+    """One run folder. `create` a new one or `resume` one; then give `record` every event."""
+
+    def __init__(self, folder: Path, config: StarConfig):
+        self.folder, self.config, self.clock = folder, config, Clock()
+        self.timings: dict = {}  # of the iteration last finished
+        self.where = "before the first iteration"
+
+    @classmethod
+    def create(cls, folder: Path | None, config: StarConfig, facts: dict) -> "Run":
+        """Start a folder; None takes the next free runs/<task>-NNN. FileExistsError if it holds something already."""
+        if folder is None:
+            taken = [p.name.rpartition("-")[2] for p in Path("runs").glob(f"{config.task}-*")]
+            number = max((int(n) for n in taken if n.isdecimal()), default=0) + 1
+            folder = Path("runs") / f"{config.task}-{number:03d}"
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise FileExistsError(f"{folder} exists and is not empty; go on with it by --resume {folder}, or give "
+                                  "another --out")
+        for part in ("samples", "adapters"):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+        write_json(folder / "config.json", {"settings": asdict(config), **facts})
+        write_json(folder / "state.json", {"iteration": -1, "finished": False})
+        return cls(folder, config)
+
+    @classmethod
+    def resume(cls, folder: Path, **changed) -> tuple["Run", State, list[Generation]]:
+        """(run, state, generations of the unfinished iteration); settings are the run's own but for `changed`."""
+        if not (folder / "state.json").is_file():
+            raise FileNotFoundError(f"{folder} is no run: it has no state.json; a run lies in runs/NAME")
+        written = read_json(folder / "config.json")
+        settings = written.get("settings")
+        iteration = read_json(folder / "state.json").get("iteration")
+        if not isinstance(settings, dict) or not isinstance(iteration, int):
+            raise ValueError(f"{folder}: config.json has no settings, or state.json no iteration")
+        if settings.get("dtype") == "auto":  # what auto came to then
+            settings["dtype"] = written.get("dtype", "auto")
+        try:
+            config = StarConfig(**(settings | changed))
+        except TypeError as e:
+            raise ValueError(f"{folder}/config.json does not fit this version: {e}") from None
+        run = cls(folder, config)
+        for name in ("metrics.jsonl", "timings.jsonl"):  # a stop may have come between these and state.json
+            lines = [r for r in read_lines(folder / name) if r["iteration"] <= iteration]
+            write_atomically(folder / name, "".join(json.dumps(r) + "\n" for r in lines).encode())
+        made = whole_chunks(read_lines(folder / "samples" / f"iter-{iteration + 1:03d}.jsonl"))
+        write_atomically(run.samples(iteration + 1), "".join(json.dumps(r) + "\n" for r in made).encode())
+        write_json(folder / "state.json", {"iteration": iteration, "finished": iteration >= config.iterations})
+        return run, State(iteration), [generation(r) for r in made]
+
+    def samples(self, iteration: int) -> Path:
+        return self.folder / "samples" / f"iter-{iteration:03d}.jsonl"
+
+    def adapter(self, iteration: int) -> Path:
+        return self.folder / "adapters" / f"iter-{iteration:03d}"
+
+    def metrics(self) -> list[dict]:
+        return read_lines(self.folder / "metrics.jsonl")
+
+    def record(self, event: Event, model: Decoder) -> None:
+        """Write down one event of star/loop."""
+        if isinstance(event, Phase):
+            self.clock.enter(event.name)
+            self.where = f"iteration {event.iteration}, {event.name}"
+        elif isinstance(event, Tick):
+            self.clock.count(event.tokens)
+        elif isinstance(event, Chunk):
+            lines = [asdict(g) | {"chunk": len(event.generations)} for g in event.generations]
+            append(self.samples(lines[0]["iteration"]), lines)
+        elif isinstance(event, Finished):
+            self._finish(event, model)
+
+    def _finish(self, event: Finished, model: Decoder) -> None:
+        self.clock.enter("save")
+        if event.iteration:
+            save_adapter(model, self.adapter(event.iteration))
+        append(self.folder / "metrics.jsonl", [event.metrics])
+        self.clock.enter("")
+        memory = torch.cuda.max_memory_allocated() if model.device.type == "cuda" else None
+        self.timings = {
+            "iteration": event.iteration, "seconds": {k: round(v, 3) for k, v in self.clock.seconds.items()},
+            "sampled_tokens_per_s": round(self.clock.rate("generate", "rationalize", "evaluate")),
+            "trained_tokens_per_s": round(self.clock.rate("train")), "peak_device_bytes": memory,
+        }
+        append(self.folder / "timings.jsonl", [self.timings])
+        done = event.iteration >= self.config.iterations
+        write_json(self.folder / "state.json", {"iteration": event.iteration, "finished": done})
+        self.clock = Clock()
+
+
+def write_json(path: Path, data: dict) -> None:
+    write_atomically(path, (json.dumps(data, indent=2) + "\n").encode())
+
+
+def append(path: Path, records: list[dict]) -> None:
+    """Add lines to a file; they are on the disk when this returns."""
+    with open(path, "ab") as f:
+        f.write("".join(json.dumps(r) + "\n" for r in records).encode())
+        f.flush()
+        os.fsync(f.fileno())
+
+
+def read_lines(path: Path) -> list[dict]:
+    """Records of a JSONL file; a last line that a stop cut short is left out. [] where there is no file."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline is no whole line
+    try:
+        return [json.loads(line) for line in lines]
+    except json.JSONDecodeError as e:
+        raise ValueError(f"{path} is damaged: {e}") from None
+
+
+def whole_chunks(records: list[dict]) -> list[dict]:
+    """Leave out a last chunk that a stop cut short: made again with its former neighbours, it comes out the same."""
+    start = 0
+    while start < len(records) and start + records[start]["chunk"] <= len(records):
+        start += records[start]["chunk"]
+    return records[:start]
+
+
+def generation(record: dict) -> Generation:
+    fields = {k: v for k, v in record.items() if k != "chunk"}
+    return Generation(**fields | {"tokens": tuple(fields["tokens"])})
+
+
+def newest_finished(runs: Path = Path("runs")) -> Path | None:
+    """The finished run that was written last, or None."""
+    states = sorted(runs.glob("*/state.json"), key=lambda p: p.stat().st_mtime)
+    finished = [p.parent for p in states if read_json(p).get("finished") is True]
+    return finished[-1] if finished else None
+
+
+def facts(model: Decoder) -> dict:
+    """What a run should say about where it ran."""
+    root = Path(__file__).parents[1]
+    commit = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    cuda = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else None
+    return {
+        "command": sys.argv, "python": sys.version.split()[0], "torch": torch.__version__,
+        "git_commit": commit.stdout.strip() or None, "device": str(model.device), "device_name": cuda,
+        "dtype": str(model.dtype).removeprefix("torch."), "threads": torch.get_num_threads(),
+    }
+
+
+def draw_curves(folder: Path, metrics: list[dict]) -> None:
+    """curves.png: held-out accuracy by group, and what each iteration trained on. ImportError without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError("curves.png needs matplotlib: pip install 'star-from-scratch[plot]'") from None
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    iterations = [m["iteration"] for m in metrics]
+    for group in metrics[0]["accuracy"]:
+        style = {"color": "black", "linewidth": 2.5} if group == "mean" else {"marker": "o", "markersize": 4}
+        left.plot(iterations, [100 * m["accuracy"][group] for m in metrics], label=group, **style)
+    left.set(title="held-out accuracy", xlabel="iteration", ylabel="%", ylim=(-3, 103), xticks=iterations)
+    trained = [m for m in metrics if m["iteration"]]
+    bottom = [0] * len(trained)
+    parts = [("kept", lambda m: m["kept"]), ("rationalized", lambda m: m["rationalized"]),
+             ("dropped", lambda m: sum(m["dropped"].values()))]
+    for (label, value), color in zip(parts, ("#2a6fbb", "#f2a541", "#cccccc"), strict=True):
+        heights = [value(m) for m in trained]
+        right.bar([m["iteration"] for m in trained], heights, bottom=bottom, label=label, color=color)
+        bottom = [a + b for a, b in zip(bottom, heights, strict=True)]
+    right.set(xlabel="iteration", ylabel="problems", xticks=iterations[1:])
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    left.legend(frameon=False)
+    right.legend(frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 0.99))
+    temporary = folder / "curves.tmp.png"
+    figure.savefig(temporary, dpi=110)
+    os.replace(temporary, folder / "curves.png")
