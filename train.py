@@ -112,12 +112,12 @@ class Table:
     def show(self, event: Event, run: Run) -> None:
         if isinstance(event, Tick):
             self.bar.update()
-            return
-        self.close()
-        if isinstance(event, Phase):
+        elif isinstance(event, Phase):
+            self.close()
             unit = "step" if event.name == "train" else "problem"
             self.bar = tqdm(total=event.total, desc=f"{event.iteration}: {event.name}", unit=unit, leave=False)
         elif isinstance(event, Finished):
+            self.close()
             self.row(event.metrics, run.timings)
 
     def row(self, m: dict, timings: dict | None) -> None:

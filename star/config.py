@@ -28,9 +28,9 @@ class StarConfig:
     temperature: float = setting(0.0, "of generation and rationalization; 0 is greedy", low=0.0, high=100.0)
     max_new_tokens: int | None = setting(None, "length cap of a rationale (default: the task's)", low=1, high=10**6)
     max_len: int | None = setting(None, "most tokens of prompt and rationale (default: what they need)", low=2)
-    first_steps: int = setting(40, "optimizer steps of the first iteration", low=1, high=10**7)
-    growth: float = setting(1.2, "factor on the steps from one iteration to the next", low=1.0, high=10.0)
-    batch_size: int = setting(64, "examples an optimizer step", low=1, high=10**6)
+    first_steps: int = setting(32, "optimizer steps of the first iteration", low=1, high=10**7)
+    growth: float = setting(1.35, "factor on the steps from one iteration to the next", low=1.0, high=10.0)
+    batch_size: int = setting(32, "examples an optimizer step", low=1, high=10**6)
     lr: float = setting(5e-3, "peak learning rate of the adapters", low=1e-9, high=10.0)
     schedule: str = setting("linear", "after the warm-up: to zero, or constant (the paper)", ("linear", "constant"))
     warmup: int = setting(10, "steps over which the learning rate rises", low=0, high=10**7)
@@ -62,5 +62,5 @@ class StarConfig:
                              "in the last; lower one of them")
 
     def steps(self, iteration: int) -> int:
-        """Optimizer steps of iteration 1, 2, ...: 40, 48, 57, 69, 82 for first_steps=40, growth=1.2 (paper, App. H)."""
+        """Optimizer steps of iteration 1, 2, ...; with the paper's 40 and 1.2: 40, 48, 57, 69, 82 (App. H)."""
         return int(self.first_steps * self.growth ** (iteration - 1) + 1e-9)

@@ -66,7 +66,7 @@ def finetune_steps(
     schedule: str = "constant",
     beta2: float = 0.999,
     clip: float = 1.0,
-    micro_tokens: int = 2048,
+    micro_tokens: int = 1024,
 ) -> Iterator[FinetuneStats]:
     """`finetune` as a generator: the same stats object after every step, so that a caller can watch, save or stop.
 

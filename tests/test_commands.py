@@ -1,0 +1,280 @@
+"""The commands as people run them: what they print, how they stop, and that bad input is one line and exit code 2."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, SHIPPED
+from safetensors.torch import load_file, save_file
+
+import sample
+import train
+from star.experiments import tiny_adder
+from star.run import read_lines
+
+SMALL = ["--model", str(SHIPPED), "--digits", "1-2", "--problems", "40", "--first-steps", "2", "--iterations", "1"]
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    """Commands write runs/ where they stand: let them stand in a folder of their own."""
+    monkeypatch.chdir(tmp_path)
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def one_line(capsys, code, *words):
+    """Exit code 2, one line on stderr that holds these words, and nothing else."""
+    err = capsys.readouterr().err.rpartition("\r")[2]  # behind the progress bars, which wipe themselves
+    assert code == 2, err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1, err
+    assert all(word in err for word in words), err
+
+
+def test_train_then_sample(capsys, tmp_path):
+    assert train.main(SMALL) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^device  (cpu|cuda)", out, re.M)
+    rows = re.findall(r"^ ?(\d+) +([\d. ]+)\|", out, re.M)
+    assert [r[0] for r in rows] == ["0", "1"]
+    run = tmp_path / "runs" / "arithmetic-001"
+    assert {p.name for p in run.iterdir()} == {
+        "config.json", "metrics.jsonl", "timings.jsonl", "samples", "adapters", "curves.png", "state.json"}  # fmt: skip
+    config = json.loads((run / "config.json").read_text())
+    assert config["settings"]["problems"] == 40
+    assert {"command", "torch", "git_commit", "device", "dtype"} <= set(config)
+
+    assert sample.main(["12+34"]) == 0
+    out = capsys.readouterr().out
+    assert "runs/arithmetic-001, iteration 1" in out
+    assert "2+4+C0=06\n1+3+C0=04\n=46\n-> 46 is right" in out
+
+    assert train.main(["--resume", str(run)]) == 2
+    assert "has finished its 1 iterations; to go on, raise --iterations" in capsys.readouterr().err
+    assert train.main(["--resume", str(run), "--iterations", "2"]) == 0
+    assert [m["iteration"] for m in read_lines(run / "metrics.jsonl")] == [0, 1, 2]
+    assert train.main([*SMALL, "--out", str(run)]) == 2
+    assert f"go on with it by --resume {run}" in capsys.readouterr().err
+    assert train.main(["--resume", str(run), "--lr", "1", "--out", "x"]) == 2
+    assert "leave out --lr, --out" in capsys.readouterr().err
+
+
+def test_sample_without_a_run(capsys):
+    assert sample.main(["11+22"]) == 0
+    assert "-> 33 is right" in capsys.readouterr().out
+
+
+def test_sample_says_when_the_model_is_wrong(capsys):
+    assert sample.main(["48571+99664"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"-> .*: the answer is 148235", out)
+
+
+def test_trace_shows_the_whole_way(capsys):
+    """The base fails, explains the sum once it is given, and what is trained on holds no hint."""
+    assert sample.main(["--trace", "1064+4991"]) == 0
+    out = capsys.readouterr().out
+    generate, rationalize, trained = re.split(r"^rationalize$|^train on", out, flags=re.M)
+    assert "-> wrong" in generate or "-> unparsed" in generate
+    assert "hint 6055" in rationalize
+    assert "-> right" in rationalize
+    assert "'h'" not in trained
+    prompt, targets = trained.split("[", 1)[1].split("\n", 1)[1].split("[")
+    ids = [int(x) for x in re.findall(r"(\d+):(?:'|<)", prompt)]
+    assert len(ids) == len("1064+4991\n")
+    assert targets.rstrip().endswith("1:<end>]")
+    assert "\x1b" not in out  # no colours where there is no terminal
+
+
+def test_trace_has_colours_in_a_terminal(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert sample.main(["--trace", "1064+4991"]) == 0
+    assert "\x1b[32m[" in capsys.readouterr().out
+
+
+def test_typed_questions(capsys, monkeypatch):
+    lines = iter(["11+22", "what?", "3+4"])
+
+    def typed(_):
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", typed)
+    assert sample.main([]) == 0
+    said = capsys.readouterr()
+    assert "-> 33 is right" in said.out
+    assert "-> 7 is right" in said.out
+    assert said.err.count("'what?' is not a sum") == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--model", "nowhere"], ["no model folder nowhere"]),
+        (["--task", "algebra"], ["unknown task 'algebra'", "known are arithmetic"]),
+        (["--problems", "0"], ["--problems is 0", "at least 1"]),
+        (["--problems", "-5"], ["--problems is -5"]),
+        (["--problems", "many"], ["--problems", "'many'"]),
+        (["--iterations", "0"], ["--iterations is 0"]),
+        (["--lr", "-1"], ["--lr is -1"]),
+        (["--lr", "nan"], ["--lr is nan"]),
+        (["--lr", "1e9"], ["--lr is 1000000000.0", "at most"]),
+        (["--growth", "0.5"], ["--growth is 0.5"]),
+        (["--growth", "inf"], ["--growth is inf"]),
+        (["--growth", "10", "--iterations", "10000"], ["--growth 10.0 over 10000 iterations", "lower one"]),
+        (["--temperature", "-0.1"], ["--temperature is -0.1"]),
+        (["--rank", "0"], ["--rank is 0"]),
+        (["--batch-size", "0"], ["--batch-size is 0"]),
+        (["--seed", "-1"], ["--seed is -1"]),
+        (["--digits", "9-1"], ["--digits is '9-1'"]),
+        (["--hint", "maybe"], ["--hint", "maybe"]),
+        (["--max-len", "20"], ["--max-len is 20", "raise --max-len"]),
+        (["--max-new-tokens", "5000"], ["positions", "lower --max-new-tokens"]),
+        (["--device", "abacus"], ["--device is 'abacus'"]),
+        (["--data", "x"], ["no setting --data"]),
+        (["--frobnicate"], ["--frobnicate", "--help"]),
+        (["--resume", "nowhere"], ["nowhere is no run"]),
+    ],
+)
+def test_bad_flags(capsys, tmp_path, argv, words):
+    given = ["--model", str(SHIPPED)] if "--model" not in argv and "--resume" not in argv else []
+    one_line(capsys, train.main([*given, *argv]), *words)
+    assert not list(tmp_path.iterdir()), "what cannot start leaves nothing behind"
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda m: (m / "config.json").unlink(), ["no config.json"]),
+        (lambda m: (m / "model.safetensors").unlink(), ["no model.safetensors"]),
+        (lambda m: (m / "tokenizer.model").unlink(), ["no tokenizer.model"]),
+        (lambda m: os.truncate(m / "model.safetensors", 70_000), ["damaged or cut short"]),
+        (lambda m: shrink_vocabulary(m), ["the tokenizer has 21 ids", "only 12"]),
+    ],
+)
+def test_bad_model_folders(capsys, tmp_path, damage, words):
+    folder = tmp_path / "model"
+    shutil.copytree(SHIPPED, folder)
+    damage(folder)
+    one_line(capsys, train.main(["--model", str(folder)]), *words)
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def shrink_vocabulary(folder):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"][:12].clone()
+    save_file(tensors, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 12}))
+
+
+def test_nothing_solved_is_one_line(capsys):
+    code = train.main(["--model", str(SHIPPED), "--digits", "9", "--problems", "20", "--iterations", "1"])
+    one_line(capsys, code, "none of 20 problems was solved, with 20 hinted retries", "try easier problems")
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["x"], ["'x' is not a sum"]),
+        (["1+1", "--run", "nowhere"], ["no config.json in nowhere"]),
+        (["1+1", "--iteration", "3"], ["no finished one"]),
+        (["--trace"], ["--trace needs a question"]),
+        (["1+1", "--device", "abacus"], ["--device"]),
+        (["1+1", "--temperature", "-1"], ["temperature is -1.0"]),
+    ],
+)
+def test_bad_questions(capsys, argv, words):
+    code = sample.main(argv)
+    lines = capsys.readouterr().err.splitlines()
+    assert code == 2
+    assert len([line for line in lines if line.startswith("error: ")]) == len(lines) == 1
+    assert all(word in lines[0] for word in words), lines
+
+
+def test_tiny_adder_makes_a_model_that_loads(capsys, monkeypatch):
+    monkeypatch.setattr(tiny_adder, "STEPS", 2)
+    assert tiny_adder.main(["--out", "made"]) == 0
+    assert "differs from the model that ships" in capsys.readouterr().out
+    assert tiny_adder.main(["--out", "made"]) == 2
+    for name in ("tokenizer.model", "config.json"):
+        assert (SHIPPED / name).read_bytes() == Path("made", name).read_bytes(), name
+    assert tiny_adder.main(["--out", "again"]) == 0
+    assert Path("made/model.safetensors").read_bytes() == Path("again/model.safetensors").read_bytes()
+
+
+# Ctrl-C
+
+
+def interrupted(argv, wait_for, tmp_path):
+    """Run a command, send SIGINT as soon as its output shows `wait_for`; (exit code, output)."""
+    log = tmp_path / "log"
+    with open(log, "wb") as f:
+        process = subprocess.Popen([sys.executable, *argv], cwd=tmp_path, stdout=f, stderr=f)
+    deadline = time.monotonic() + 60
+    while wait_for not in log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.01)
+        assert process.poll() is None, log.read_text()
+    process.send_signal(signal.SIGINT)
+    sent = time.monotonic()
+    code = process.wait(timeout=30)
+    assert time.monotonic() - sent < 5
+    return code, log.read_text()
+
+
+@pytest.mark.parametrize("phase", ["0: evaluate", "1: generate", "1: rationalize", "1: train", "1: evaluate"])
+def test_ctrl_c_in_any_phase(phase, tmp_path):
+    """It stops at once, says how to go on in one line, and that works."""
+    argv = [
+        str(ROOT / "train.py"),
+        *SMALL,
+        "--first-steps",
+        "20",
+        "--digits",
+        "2-3",
+        "--problems",
+        "300",
+        "--slots",
+        "32",
+    ]
+    code, log = interrupted(argv, phase, tmp_path)
+    assert code == 130, log
+    assert "Traceback" not in log
+    last = log.replace("\r", "\n").rstrip().splitlines()[-1]
+    name = phase.split(": ")[1]
+    assert last == f"stopped in iteration {phase[0]}, {name}; go on with: python train.py --resume runs/arithmetic-001"
+    if phase == "1: train":
+        assert train.main(["--resume", "runs/arithmetic-001"]) == 0
+        assert json.loads((tmp_path / "runs/arithmetic-001/state.json").read_text()) == {
+            "iteration": 1,
+            "finished": True,
+        }
+
+
+def test_ctrl_c_before_anything_runs(tmp_path):
+    process = subprocess.Popen([sys.executable, str(ROOT / "train.py"), *SMALL], cwd=tmp_path, stderr=subprocess.PIPE)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert b"Traceback" not in err
+    assert process.returncode == 130
+
+
+def test_ctrl_c_at_the_prompt(monkeypatch, capsys):
+    def typed(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("builtins.input", typed)
+    assert sample.main([]) == 130
