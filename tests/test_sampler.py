@@ -54,7 +54,7 @@ VARIANTS = {
 @pytest.mark.parametrize("prefix", [[], PREFIX[:1], PREFIX], ids=["no prefix", "prefix of 1", "prefix of 8"])
 def test_equals_naive_in_float64(prefix, slots, variant, temperature):
     model = random_decoder(seed=5, **VARIANTS[variant])
-    prompts, seeds = ragged(10, seed=2), list(range(100, 110))
+    prompts, seeds = ragged(9, seed=2), list(range(100, 109))
     outs = Sampler(model, slots=slots, max_len=40).generate(
         prompts, prefix=prefix, max_new_tokens=12, temperature=temperature, stop_ids=[7], seeds=seeds
     )
@@ -69,7 +69,7 @@ def test_equals_naive_in_float64(prefix, slots, variant, temperature):
 def test_equals_naive_in_float32_where_the_margin_is_clear(temperature, report):
     """Other batch shapes round otherwise: positions whose winner is less than 1e-3 ahead are excused, and counted."""
     model = random_decoder(seed=5, dtype=torch.float32)
-    prompts, seeds = ragged(40, seed=3), list(range(40))
+    prompts, seeds = ragged(24, seed=3), list(range(24))
     reference = [naive(model, PREFIX + p, 20, [7], temperature, s) for p, s in zip(prompts, seeds, strict=True)]
     compared = excused = 0
     for slots in (1, 3, 8, 64):
@@ -85,7 +85,7 @@ def test_equals_naive_in_float32_where_the_margin_is_clear(temperature, report):
                         assert margin <= 1e-3, f"{got} instead of {wanted}, which was {margin} ahead"
                         excused += 1
                         break  # what follows has another past
-    assert compared > 3000
+    assert compared > 2500
     report(f"sampler, float32, temperature {temperature}: {compared} positions, {excused} excused (margin <= 1e-3)")
 
 
