@@ -174,11 +174,12 @@ def test_on_token_sees_every_token_once():
 def test_flags_read_every_few_steps_change_nothing(monkeypatch):
     """On a GPU the host looks at the flags now and then; rows that ended in between must not show what came after."""
     model, prompts = random_decoder(seed=5), ragged(9, seed=4)
-    expected = Sampler(model, 4, 64).generate(prompts, max_new_tokens=11, stop_ids=[7])
+    options = {"max_new_tokens": list(range(3, 12)), "temperature": 1.0, "stop_ids": range(8)}  # many stop twice
+    expected = Sampler(model, 4, 64).generate(prompts, **options)
     for every in (2, 3, 8, 100):
         monkeypatch.setattr(star.sampler, "SYNC_EVERY", every)
         monkeypatch.setattr(star.sampler, "looks_are_free", lambda device: False)
-        assert Sampler(model, 4, 64).generate(prompts, max_new_tokens=11, stop_ids=[7]) == expected
+        assert Sampler(model, 4, 64).generate(prompts, **options) == expected
 
 
 def test_prompt_inside_the_prefix():
