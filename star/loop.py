@@ -166,8 +166,9 @@ def nothing_solved(n: int, attempts: list[Generation], retries: list[Generation]
     """One line for a model too weak to start (the paper, section 6: few-shot accuracy must be above chance)."""
     seen = {v: sum(g.verdict == v for g in [*attempts, *retries]) for v in VERDICTS}
     how = ", ".join(f"{count} {v}" for v, count in seen.items() if count)
+    hint = "" if retries else "--hint failure, "
     return (f"iteration {n}: none of {len(attempts)} problems was solved, with {len(retries)} hinted retries ({how}): "
-            "there is nothing to learn from; try easier problems, a model that solves some of them, --hint failure, "
+            f"there is nothing to learn from; try easier problems, a model that solves some of them, {hint}"
             "or a longer --max-new-tokens if many end by length")
 
 

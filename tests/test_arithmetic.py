@@ -52,7 +52,6 @@ def test_a_hinted_prompt_ends_with_the_ordinary_one(arithmetic):
     for p in arithmetic.train[::501]:
         question, hinted = arithmetic.question(p), arithmetic.hinted(p)
         assert hinted == f"hint {p.answer}\n{question}"
-        assert p.answer not in question.replace("+", " ").split() or p.answer in p.question.split("+")
         assert "hint" not in question
 
 

@@ -93,7 +93,7 @@ def test_kept_rationalized_and_dropped(setup, monkeypatch, tokenizer):
         if "hint" not in text:
             return (right, "stop") if n < 2 or n >= 8 else ("=1", "stop")
         said = {2: right, 3: right, 4: "hint" + right, 5: "0", 6: "=1", 7: right}[n]
-        return said, "length" if n == 7 else "stop"  # fmt: skip
+        return said, "length" if n == 7 else "stop"
 
     examples = trained_on(monkeypatch)
     events = list(star(*setup(script)))
