@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from kernels.norm import rms_norm
 from star.cache import Causal
 from star.positions import Rope, alibi_slopes, rotary_table, rotate
 
@@ -86,7 +88,7 @@ class Norm(nn.Module):
         if self.plus_one:
             return F.rms_norm(wide, (self.size,), self.weight.to(wide) + 1, self.eps).to(x.dtype)
         if wide.dtype == x.dtype:
-            return F.rms_norm(x, (self.size,), self.weight, self.eps)  # one fused pass
+            return rms_norm(x, self.weight, self.eps)
         return F.rms_norm(wide, (self.size,), None, self.eps).to(x.dtype) * self.weight  # cast first, as Llama does
 
 
@@ -117,24 +119,28 @@ class Attention(nn.Module):
         kind = "rms+1" if c.norm == "rms+1" else "rms"
         self.q_norm = Norm(c.head_dim, kind, c.norm_eps) if c.qk_norm else nn.Identity()
         self.k_norm = Norm(c.head_dim, kind, c.norm_eps) if c.qk_norm else nn.Identity()
-        self.sizes = [q, kv, kv]
         self.scale = c.attn_scale or c.head_dim**-0.5
         self.window = c.windows[layer] if c.windows else None
         self.rope = (c.rope_of[layer] if c.rope_of else 0) if c.ropes else None
-        self.slopes = alibi_slopes(c.n_heads) if c.alibi else None
 
     def forward(self, x: Tensor, context: Causal, tables: list[tuple[Tensor, Tensor]]) -> Tensor:
-        q, k, v = (part.unflatten(-1, (-1, self.c.head_dim)).transpose(1, 2)  # (B, T, H*hd) -> (B, H, T, hd)
-                   for part in self.qkv_proj(x).split(self.sizes, dim=-1))
-        q, k = self.q_norm(q), self.k_norm(k)
+        c = self.c
+        heads = self.qkv_proj(x).unflatten(-1, (-1, c.head_dim))  # (B, T, (H+2K)*hd) -> (B, T, H+2K, hd)
+        qk, v = heads.split([c.n_heads + c.n_kv, c.n_kv], dim=2)
+        if c.qk_norm:
+            q, k = qk.split([c.n_heads, c.n_kv], dim=2)
+            qk = torch.cat([self.q_norm(q), self.k_norm(k)], dim=2)
         if self.rope is not None:
-            q, k = rotate(q, tables[self.rope]), rotate(k, tables[self.rope])
-        if self.c.q_len_scale is not None:
-            beta, original = self.c.q_len_scale
-            q = q * (1 + beta * torch.log1p(context.positions // original)).to(q)[:, None, :, None]
-        slopes = None if self.slopes is None else self.slopes.to(x.device)
-        out = context.attend(self.layer, q, k, v, self.scale, self.c.attn_cap, self.window, slopes)
-        return self.o_proj(out.transpose(1, 2).flatten(2))  # (B, H, T, hd) -> (B, T, H*hd) -> (B, T, D)
+            qk = rotate(qk, tables[self.rope])  # q and k together
+        q, k = qk.split([c.n_heads, c.n_kv], dim=2)
+        if c.q_len_scale is not None:
+            beta, original = c.q_len_scale
+            q = q * (1 + beta * torch.log1p(context.positions // original)).to(q)[:, :, None, None]
+        slopes = alibi_slopes(c.n_heads, x.device) if c.alibi else None
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, T, heads, hd) -> (B, heads, T, hd)
+        out = context.attend(self.layer, q, k, v, self.scale, c.attn_cap, self.window, slopes)
+        out = context.read(self.layer, out.transpose(1, 2))
+        return self.o_proj(out.flatten(2))  # (B, T, H, hd) -> (B, T, H*hd) -> (B, T, D)
 
 
 class MLP(nn.Module):
@@ -168,6 +174,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, context: Causal, tables: list[tuple[Tensor, Tensor]]) -> Tensor:
         h = self.attn_norm(x)
         attended = self.attn_out_norm(self.self_attn(h, context, tables))
+        x, h = context.read(self.self_attn.layer, x), context.read(self.self_attn.layer, h)
         after = torch.add(x, attended, alpha=self.scale)
         if self.parallel:  # both sublayers read x; with one norm, the same normed x
             seen = h if isinstance(self.mlp_norm, nn.Identity) else self.mlp_norm(x)
@@ -195,20 +202,22 @@ class Decoder(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.embed_tokens.weight.dtype
 
-    def hidden(self, tokens: Tensor, context: Causal | None = None) -> Tensor:
+    def hidden(self, tokens: Tensor, context: Causal | None = None, recompute: bool = False) -> Tensor:
         """(B, T) int64 ids -> (B, T, D) after the final norm, in the model's dtype.
 
-        Without a context each row is one sequence from position 0, padded (with any id) on the right.
+        Without a context each row is one sequence from position 0, padded (with any id) on the right; a context may
+        ask for some of the rows only. recompute: the backward pass computes each block again instead of keeping what is
+        inside it (Chen et al. 2016).
         """
         if context is None:
-            context = Causal(tokens.shape[1], tokens.device)
+            context = Causal.rows(tokens.shape[1], tokens.device)
         c = self.config
         x = F.embedding(tokens, self.embed_tokens.weight)  # (B, T, D)
         if c.embed_scale != 1.0:
             x = x * torch.tensor(c.embed_scale, dtype=x.dtype)  # the scale rounds to the compute dtype, as in Gemma
         tables = [rotary_table(rope, c.rot_dim or c.head_dim, context.positions, x.dtype) for rope in c.ropes]
         for block in self.layers:
-            x = block(x, context, tables)
+            x = checkpoint(block, x, context, tables, use_reentrant=False) if recompute else block(x, context, tables)
         return self.norm(x)
 
     def head(self) -> tuple[Tensor, Tensor | None]:

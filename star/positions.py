@@ -4,6 +4,7 @@ Serves every forward pass. Does not know families: a `Rope` says which formula a
 from the config for every forward and are no module buffers, so `.to(bfloat16)` cannot round a frequency.
 """
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -39,28 +40,32 @@ ROPE_KINDS = {"default": lambda freq, args: freq, "linear": _linear, "llama3": _
 
 
 def rotary_table(rope: Rope, rot_dim: int, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin, each (B, 1, T, rot_dim / 2), for positions (B, T). Angles are float32, then cast to dtype."""
+    """[cos cos] and [-sin sin], each (B, T, 1, rot_dim), for positions (B, T). Angles are float32, cast to dtype."""
     steps = torch.arange(0, rot_dim, 2, device=positions.device, dtype=torch.float32)
     freq = ROPE_KINDS[rope.kind](1.0 / rope.theta ** (steps / rot_dim), rope.args)
-    angle = positions[:, None, :, None].float() * freq  # (B, 1, T, rot_dim/2)
-    return angle.cos().to(dtype), angle.sin().to(dtype)
+    angle = positions[:, :, None, None].float() * freq  # (B, T, 1, rot_dim/2)
+    cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn the first rot_dim entries of each head of x (B, H, T, hd); the rest pass through.
+    """Turn the first rot_dim entries of each head of x (B, T, H, hd); the rest pass through.
 
-    Half-split pairs, as in the files: entries i and i + rot_dim/2, (a, b) -> (a cos - b sin, b cos + a sin).
-    With rot_dim = 4, x = [x0 x1 x2 x3] has the pairs (x0, x2) and (x1, x3).
+    Half-split pairs, as in the files: entries i and i + rot_dim/2, (a, b) -> (a cos - b sin, b cos + a sin), computed
+    as [a b] [cos cos] + [b a] [-sin sin]. With rot_dim = 4, x = [x0 x1 x2 x3] has the pairs (x0, x2) and (x1, x3).
     """
     cos, sin = table
-    half = cos.shape[-1]
-    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)
+    if cos.shape[-1] < x.shape[-1]:
+        turned, rest = x.split([cos.shape[-1], x.shape[-1] - cos.shape[-1]], dim=-1)
+        return torch.cat([rotate(turned, table), rest], dim=-1)
+    a, b = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([b, a], dim=-1) * sin
 
 
-def alibi_slopes(n_heads: int) -> Tensor:
+@functools.cache
+def alibi_slopes(n_heads: int, device: torch.device) -> Tensor:
     """(H,) float32: 2^(-8k/p), k = 1..p, p the largest power of two <= H; further heads interleave (Press 2022)."""
     p = 2 ** math.floor(math.log2(n_heads))
     slopes = [2 ** (-8 * k / p) for k in range(1, p + 1)]
     slopes += [2 ** (-4 * (2 * k - 1) / p) for k in range(1, n_heads - p + 1)]
-    return torch.tensor(slopes)
+    return torch.tensor(slopes, device=device)

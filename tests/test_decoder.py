@@ -13,6 +13,7 @@ import checkpoints
 from star.positions import Rope, alibi_slopes, rotary_table, rotate
 from star.sampler import Sampler
 
+CPU = torch.device("cpu")
 DECODERS = sorted(p.parent.name for p in GOLDEN.glob("*/golden.safetensors") if (p.parent / "config.json").exists())
 
 
@@ -111,16 +112,16 @@ def _rope(x):
 
 
 def test_rope_turns_the_first_entries_only():
-    x = torch.randn(1, 1, 3, 8, dtype=torch.float64)
+    x = torch.randn(1, 3, 1, 8, dtype=torch.float64)
     turned = rotate(x, rotary_table(Rope(), 4, torch.arange(3)[None], torch.float64))
     assert torch.equal(turned[..., 4:], x[..., 4:])
-    assert torch.equal(turned[:, :, 0], x[:, :, 0])  # position 0 stays
+    assert torch.equal(turned[:, 0], x[:, 0])  # position 0 stays
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
 
 
 def test_alibi_slopes_and_bias():
-    assert alibi_slopes(8).tolist() == [2.0**-k for k in range(1, 9)]
-    assert alibi_slopes(6).tolist() == [2**-2, 2**-4, 2**-6, 2**-8, 2**-1, 2**-3]
+    assert alibi_slopes(8, CPU).tolist() == [2.0**-k for k in range(1, 9)]
+    assert alibi_slopes(6, CPU).tolist() == [2**-2, 2**-4, 2**-6, 2**-8, 2**-1, 2**-3]
     model = random_decoder(n_layers=1, alibi=True, ropes=())
     x = model.embed_tokens.weight[torch.arange(7)[None]]
     w, h = dict(model.tensors()), model.layers[0].attn_norm(x)
@@ -128,7 +129,7 @@ def test_alibi_slopes_and_bias():
         F.linear(h, w[f"layers.0.self_attn.{p}_proj.weight"]).unflatten(-1, (-1, 6)).transpose(1, 2) for p in "qkv"
     )
     scores = q @ k.repeat_interleave(2, 1).transpose(-1, -2)
-    scores = (scores + alibi_slopes(4).double()[:, None, None] * torch.arange(7)) * 6**-0.5
+    scores = (scores + alibi_slopes(4, CPU).double()[:, None, None] * torch.arange(7)) * 6**-0.5
     weights = scores.masked_fill(torch.ones(7, 7, dtype=torch.bool).triu(1), -math.inf).softmax(-1)
     expected = (weights @ v.repeat_interleave(2, 1)).transpose(1, 2).flatten(2)
     hooked = []

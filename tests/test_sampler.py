@@ -10,7 +10,8 @@ import star.sampler
 from star.finetune import finetune
 from star.lora import add_lora, reset
 from star.problem import Example
-from star.sampler import Sampler, gumbel
+from star.draws import gumbel
+from star.sampler import Sampler
 
 
 @torch.no_grad()
@@ -21,7 +22,7 @@ def naive(model, prompt, n, stop_ids=(), temperature=0.0, seed=0):
         logits = model(torch.tensor([ids]))[0, -1]
         scores = logits
         if temperature:
-            scores = logits / temperature + gumbel(torch.tensor([seed]), step, len(logits))[0]
+            scores = logits / temperature + gumbel(torch.tensor([seed]), torch.tensor([step]), len(logits))[0]
         best = scores.topk(2).values
         ids.append(int(scores.argmax()))
         logps.append(float(logits.log_softmax(-1)[ids[-1]]))

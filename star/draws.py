@@ -1,0 +1,69 @@
+"""Which token comes next: temperature, top-k, top-p, and noise that belongs to the row and not to its batch.
+
+A draw is a function of (seed of the prompt, index of the new token, token id). So a prompt gets the same tokens in
+whatever batch, slot or order it is sampled. It knows no model and no cache.
+"""
+
+import torch
+from torch import Tensor
+
+
+def draw(logits: Tensor, drawable: int, temperature: float, top_k: int, top_p: float, seeds: Tensor, index: Tensor
+         ) -> tuple[Tensor, Tensor]:
+    """One token a row from logits (B, V) -> ids (B,), their log-probabilities (B,) in float32.
+
+    Only ids below `drawable` are drawn. temperature 0 takes the best; otherwise from softmax(logits / temperature),
+    truncated. seeds, index (B,) int64. The log-probability is the model's own: temperature 1, untruncated, all ids.
+    """
+    scores = logits[:, :drawable]
+    if temperature > 0:
+        scores = truncate(scores / temperature, top_k, top_p)
+        scores = scores + gumbel(seeds, index, scores.shape[1])
+    drawn = scores.argmax(dim=-1)
+    return drawn, torch.log_softmax(logits, dim=-1).gather(1, drawn[:, None])[:, 0].float()
+
+
+def truncate(scores: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Scores (B, V) with -inf for ids outside the top k (0: all), then outside the nucleus of mass top_p (1: all).
+
+    The nucleus (Holtzman et al. 2020) is the smallest set of best ids whose probability reaches top_p, counted among
+    what top-k left. Ids that tie with the last one kept are kept too, so that order never decides.
+    top_p = 0.7 with probabilities [0.5 0.1 0.3 0.1] keeps [0.5 - 0.3 -]: 0.5 falls short of 0.7, 0.8 reaches it.
+    """
+    if 0 < top_k < scores.shape[1]:
+        last = scores.topk(top_k, dim=-1).values[:, -1:]
+        scores = scores.masked_fill(scores < last, float("-inf"))
+    if top_p < 1:
+        ordered = scores.sort(dim=-1, descending=True).values
+        share = ordered.softmax(dim=-1)
+        before = share.cumsum(dim=-1) - share  # mass of all better ids; below top_p: this one is still needed
+        last = ordered.masked_fill(before >= top_p, float("inf")).amin(dim=-1, keepdim=True)
+        scores = scores.masked_fill(scores < last, float("-inf"))
+    return scores
+
+
+def gumbel(seeds: Tensor, index: Tensor, n: int) -> Tensor:
+    """(B, n) float32 noise -log(-log u): argmax(logits / T + noise) draws from softmax(logits / T), exactly.
+
+    This is the exponential race. u depends on (seed, index, id) alone, through a counter-based hash: the same on every
+    device and in every batch. seeds, index (B,) int64.
+    """
+    ids = torch.arange(n, device=seeds.device)
+    row = _mix((seeds & 0xFFFFFFFF) ^ _mix(((seeds >> 32) & 0xFFFFFFFF) ^ _mix(index)))
+    bits = _mix(_mix(row[:, None] ^ _mix(ids + 0x9E3779B9 & 0xFFFFFFFF)))  # (B, n)
+    # v = 1 - u: near 0, where the winners' noise comes from, floats are dense; below 1, where log1p(-v) is finite
+    v = ((bits.double() + 0.5) * 2.0**-32).float().clamp(max=1 - 2.0**-24)
+    return -torch.log(-torch.log1p(-v))
+
+
+def signed(seed: int) -> int:
+    """Any Python int as the 64-bit integer with the same low bits."""
+    seed &= 2**64 - 1
+    return seed - 2**64 if seed >= 2**63 else seed
+
+
+def _mix(x: Tensor) -> Tensor:
+    """A 32-bit integer hash of int64 tensors that hold values in [0, 2^32): xor-shift-multiply rounds (C. Wellons)."""
+    for shift, factor in ((16, 0x21F0AAAD), (15, 0x735A2D97)):
+        x = ((x ^ (x >> shift)) * factor) & 0xFFFFFFFF
+    return x ^ (x >> 15)

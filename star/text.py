@@ -1,0 +1,64 @@
+"""Text of a row that is still growing: where a stop string ends it, and how much of it may be shown already.
+
+Decodes ids as a list, always: a token may be half a character, and a stop string may begin and end inside tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+HALF = "\ufffd"  # what a tokenizer writes for bytes that are no whole character (yet)
+
+
+@dataclass(frozen=True)
+class Stops:
+    """Strings that end a row as soon as its text holds one of them."""
+
+    tokenizer: object
+    strings: tuple[str, ...]
+
+    def find(self, ids: Sequence[int], searched: int = 0) -> tuple[int, int] | None:
+        """(tokens wholly before the first stop string, tokens up to the one that completes it), or None.
+
+        The first `searched` tokens are known to hold none. With stop "##" and tokens "a" "b#" "#c" "d" it is (1, 3).
+        """
+        if not any(s in self.tokenizer.decode(list(ids)) for s in self.strings):
+            return None
+        for n in range(searched + 1, len(ids) + 1):
+            text = self.tokenizer.decode(list(ids[:n]))
+            starts = [text.find(s) for s in self.strings if s in text]
+            if starts:
+                return self.before(ids[:n], min(starts)), n
+        return None
+
+    def settled(self, ids: Sequence[int]) -> int:
+        """How many tokens no stop string can reach any more, whatever comes next."""
+        text = self.tokenizer.decode(list(ids))
+        open_ends = (n for s in self.strings for n in range(1, len(s)) if text.endswith(s[:n]))
+        return self.before(ids, len(text) - max(open_ends, default=0))
+
+    def before(self, ids: Sequence[int], end: int) -> int:
+        """The most tokens whose text lies within the first `end` characters."""
+        return next(m for m in range(len(ids), -1, -1) if len(self.tokenizer.decode(list(ids[:m]))) <= end)
+
+
+@dataclass
+class TextStream:
+    """Turns tokens into text as they come; half a character waits for its other half."""
+
+    tokenizer: object
+    ids: list[int] = field(default_factory=list)
+    shown: int = 0  # characters given out so far
+
+    def push(self, token: int) -> str:
+        """What this token adds to the text that is certain."""
+        self.ids.append(token)
+        return self._give(self.tokenizer.decode(self.ids).rstrip(HALF))
+
+    def end(self) -> str:
+        """What was held back, now that nothing follows."""
+        return self._give(self.tokenizer.decode(self.ids))
+
+    def _give(self, text: str) -> str:
+        new = text[self.shown :]
+        self.shown = max(self.shown, len(text))
+        return new
