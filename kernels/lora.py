@@ -69,5 +69,7 @@ class _LoraLinear(torch.autograd.Function):
 
 def _parts(y: Tensor, product: Tensor, B: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """(columns of y, columns of the product, B_i) of each part; views."""
-    columns = y.split([b.shape[0] for b in B], dim=-1)
-    return zip(columns, product.split([b.shape[1] for b in B], dim=-1), B, strict=True)
+    if len(B) == 1:
+        return iter([(y, product, B[0])])
+    columns = y.split_with_sizes([b.shape[0] for b in B], dim=-1)
+    return zip(columns, product.split_with_sizes([b.shape[1] for b in B], dim=-1), B, strict=True)

@@ -1,6 +1,10 @@
-"""Which examples make up an optimizer step, and how they become rectangles of tokens. Serves line 7 of Algorithm 1.
+"""Which examples make up an optimizer step, and how they are packed for the model. Serves line 7 of Algorithm 1.
 
-Rows are padded on the right with id 0, which means nothing: what counts is told by lengths.
+    examples            a a a a a   b b b   c c c   d d
+    one row of tokens   a a a a a b b b c c c d d _          nothing but a few pads
+    runs                (1 of 5)  (2 of 3)  (1 of 2) ...     attention sees rectangles; no sequence sees another
+
+Linears, norms and the loss do not care where a sequence ends, so they work on the row as it is.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,17 +13,54 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from star.cache import Causal
+from star.decoder import Decoder
 from star.problem import Example
+
+EVEN = 0.85  # sequences share a run, padded to its longest, if they have at least this share of its length
+
+
+class Packed(Causal):
+    """Sequences one behind the other in one row, each of which starts at position 0 and sees only itself.
+
+    runs: (sequences, padded length) of the consecutive rectangles that the row consists of. Of the last layer only the
+    hidden states at `places` (N,) come out, (1, N, D): those that a target is predicted from.
+    """
+
+    def __init__(self, runs: list[tuple[int, int]], places: Tensor, last_layer: int):
+        device = places.device
+        positions = torch.cat([torch.arange(length, device=device).repeat(n) for n, length in runs])
+        super().__init__(positions[None], 0)
+        self.runs, self.places, self.last_layer = runs, places, last_layer
+        self.inner = [Causal.rows(length, device) for _, length in runs]
+
+    def read(self, layer: int, x: Tensor) -> Tensor:
+        return x[:, self.places] if layer == self.last_layer else x
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, cap: float, window: int | None,
+               slopes: Tensor | None) -> Tensor:
+        """q (1, H, T, hd), k, v (1, K, T, hd) -> (1, H, T, hd): run by run, as (sequences, H, length, hd)."""
+        sizes, outs = [n * length for n, length in self.runs], []
+        for (n, length), context, *parts in zip(self.runs, self.inner, *(t[0].split(sizes, 1) for t in (q, k, v)),
+                                                strict=True):
+            q_, k_, v_ = (t.unflatten(1, (n, length)).transpose(0, 1) for t in parts)
+            out = context.attend(layer, q_, k_, v_, scale, cap, window, slopes)  # (n, H, length, hd)
+            outs.append(out.transpose(1, 2).flatten(0, 1))  # (n*length, H, hd)
+        return torch.cat(outs)[None].transpose(1, 2)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A rectangle of rows, and where its targets are: token (row, column + 1) is predicted from (row, column)."""
+    """A row of packed sequences and its targets: targets[i] is predicted from tokens[0, places[i]]."""
 
-    tokens: Tensor  # (B, T) int64
-    rows: Tensor  # (N,) int64
-    columns: Tensor  # (N,) int64
+    tokens: Tensor  # (1, T) int64
+    places: Tensor  # (N,) int64
     targets: Tensor  # (N,) int64
+    runs: list[tuple[int, int]]
+
+    def hidden(self, model: Decoder, recompute: bool = False) -> Tensor:
+        """(N, D) last hidden states that the targets are predicted from."""
+        return model.hidden(self.tokens, Packed(self.runs, self.places, model.config.n_layers - 1), recompute)[0]
 
 
 def batch_of_step(n: int, batch_size: int, step: int, seed: int) -> list[int]:
@@ -38,18 +79,41 @@ def batch_of_step(n: int, batch_size: int, step: int, seed: int) -> list[int]:
     return out
 
 
-def micro_batches(examples: Sequence[Example], budget: int, device: torch.device) -> Iterator[Batch]:
-    """Rectangles of at most `budget` tokens, padding counted (one row may exceed it), longest rows first.
+def runs_of(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """Lengths, longest first, as (how many, padded length): [70, 69, 57, 57, 18] -> [(2, 70), (2, 57), (1, 18)]."""
+    runs: list[tuple[int, int]] = []
+    for length in lengths:
+        if runs and length >= EVEN * runs[-1][1]:
+            runs[-1] = runs[-1][0] + 1, runs[-1][1]
+        else:
+            runs.append((1, length))
+    return runs
 
-    Sorted by length, rows of one rectangle need little padding.
+
+def micro_batches(examples: Sequence[Example], budget: int, device: torch.device) -> Iterator[Batch]:
+    """As few rows of at most `budget` tokens as will do, of about equal size, the longest sequences in the first.
+
+    Pads count; one sequence may exceed the budget. Equal sizes let rows be worked on side by side.
     """
     ordered = sorted(examples, key=lambda e: -len(e.tokens))
+    widths = [length for n, length in runs_of([len(e.tokens) for e in ordered]) for _ in range(n)]
+    rows = -(-sum(widths) // budget)
     while ordered:
-        n = max(1, budget // len(ordered[0].tokens))
-        rows, ordered = ordered[:n], ordered[n:]
-        width = len(rows[0].tokens)
-        tokens = torch.tensor([[*e.tokens, *[0] * (width - len(e.tokens))] for e in rows])
-        places = [(r, c) for r, e in enumerate(rows) for c in range(e.n_prompt - 1, len(e.tokens) - 1)]
-        row, column = torch.tensor(places).T
-        targets = tokens[row, column + 1]
-        yield Batch(tokens.to(device), row.to(device), column.to(device), targets.to(device))
+        share, n, size = sum(widths) / max(rows, 1), 0, 0
+        while n < len(ordered) and (n == 0 or (size + widths[n] <= budget and size + widths[n] / 2 <= share)):
+            size, n = size + widths[n], n + 1
+        yield pack(ordered[:n], device)
+        ordered, widths, rows = ordered[n:], widths[n:], rows - 1
+
+
+def pack(examples: Sequence[Example], device: torch.device) -> Batch:
+    """One row of these sequences, which must come longest first."""
+    runs = runs_of([len(e.tokens) for e in examples])
+    tokens, places, targets = [], [], []
+    for e, width in zip(examples, (length for n, length in runs for _ in range(n)), strict=True):
+        places += range(len(tokens) + e.n_prompt - 1, len(tokens) + len(e.tokens) - 1)
+        targets += e.tokens[e.n_prompt :]
+        tokens += [*e.tokens, *[0] * (width - len(e.tokens))]  # pads stand behind: nothing looks at them
+    made = torch.tensor([tokens]), torch.tensor(places), torch.tensor(targets)
+    tokens, places, targets = (t.to(device) for t in made)
+    return Batch(tokens, places, targets, runs)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import random_decoder
 
-from star.batch import batch_of_step, micro_batches
+from star.batch import batch_of_step, micro_batches, pack
 from star.finetune import factor, finetune, finetune_steps, fingerprint
 from star.lora import add_lora, trainable
 from star.problem import Example
@@ -42,15 +42,75 @@ def test_loss_is_the_mean_over_rationale_and_end():
     assert stats.tokens == sum(len(e.tokens) for e in data)
 
 
-def test_prompts_bear_no_loss():
-    """Whatever id a prompt ends in: it is read, never predicted. Targets are the same in number and kind."""
-    for b in micro_batches(examples(), 64, torch.device("cpu")):
-        assert len(b.targets) == len(b.rows) == len(b.columns)
-    data = [Example((1, 2, 3, 4, 5), 3), Example((6, 7), 1)]
+def test_packing_and_targets():
+    """Whatever id a prompt ends in: it is read, never predicted. Sequences stand one behind the other, longest first."""
+    data = [Example((6, 7), 1), Example((1, 2, 3, 4, 5, 8, 9), 5), Example((1, 2, 3, 4, 5, 9), 2)]
     (batch,) = micro_batches(data, 1000, torch.device("cpu"))
-    assert batch.tokens.tolist() == [[1, 2, 3, 4, 5], [6, 7, 0, 0, 0]]
-    assert list(zip(batch.rows.tolist(), batch.columns.tolist(), batch.targets.tolist(), strict=True)) == [
-        (0, 2, 4), (0, 3, 5), (1, 0, 7)]  # fmt: skip
+    assert batch.runs == [(2, 7), (1, 2)]
+    assert batch.tokens.tolist() == [[1, 2, 3, 4, 5, 8, 9, 1, 2, 3, 4, 5, 9, 0, 6, 7]]
+    assert batch.places.tolist() == [4, 5, 8, 9, 10, 11, 14]
+    assert batch.targets.tolist() == [8, 9, 3, 4, 5, 9, 7]
+
+
+def test_rows_keep_their_budget_and_lose_nothing():
+    for n, budget in ((1, 5), (12, 30), (40, 64), (40, 10_000), (7, 1)):
+        data = examples(n)
+        rows = list(micro_batches(data, budget, torch.device("cpu")))
+        assert sum(len(b.targets) for b in rows) == sum(len(e.tokens) - e.n_prompt for e in data)
+        for b in rows:
+            assert b.tokens.shape[1] == sum(count * length for count, length in b.runs)
+            assert b.tokens.shape[1] <= budget or sum(count for count, _ in b.runs) == 1
+    sizes = [b.tokens.shape[1] for b in micro_batches(examples(40), 200, torch.device("cpu"))]
+    assert max(sizes) < 1.5 * min(sizes), "rows that are worked on side by side should be of about equal size"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"windows": (3, None)}, {"attn_cap": 2.0}, {"alibi": True, "ropes": ()}, {"n_kv": 1}, {"block": "parallel"}],
+)
+def test_packed_sequences_cannot_see_each_other(fields):
+    """Change one sequence: the hidden states of all others stay, bit for bit. Each equals its own forward alone."""
+    model, data = random_decoder(**fields), sorted(examples(9), key=lambda e: -len(e.tokens))
+    with torch.no_grad():
+        hidden = pack(data, torch.device("cpu")).hidden(model)
+        rows = hidden.split([len(e.tokens) - e.n_prompt for e in data])
+        for e, got in zip(data, rows, strict=True):
+            alone = model.hidden(torch.tensor([e.tokens]))[0, e.n_prompt - 1 : -1]
+            torch.testing.assert_close(got, alone, atol=1e-9, rtol=1e-9)
+        for changed in range(len(data)):
+            other = [Example(tuple((t + 1) % 23 for t in e.tokens), e.n_prompt) if i == changed else e
+                     for i, e in enumerate(data)]  # fmt: skip
+            again = pack(other, torch.device("cpu")).hidden(model).split([len(r) for r in rows])
+            assert [torch.equal(x, y) for x, y in zip(rows, again, strict=True)] == [
+                i != changed for i in range(len(data))]  # fmt: skip
+
+
+@pytest.mark.parametrize("fields", [{}, {"windows": (3, None)}, {"attn_cap": 2.0, "logit_cap": 4.0}])
+def test_gradients_are_those_of_a_plain_forward(fields):
+    """Packed, kernels and all, against one plain forward an example and torch's own cross-entropy, in float64."""
+    data, model = examples(7), add_lora(random_decoder(**fields), rank=3)
+    with torch.no_grad():
+        for p in trainable(model).values():
+            p += 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1), dtype=p.dtype)
+    total = 0.0
+    for e in data:
+        logits = model(torch.tensor([e.tokens]))[0, e.n_prompt - 1 : -1]
+        total = total + torch.nn.functional.cross_entropy(logits, torch.tensor(e.tokens[e.n_prompt :]), reduction="sum")
+    n = sum(len(e.tokens) - e.n_prompt for e in data)
+    expected = torch.autograd.grad(total / n, trainable(model).values())
+    original = torch.nn.utils.clip_grad_norm_
+    for options in ({"micro_tokens": 10_000}, {"micro_tokens": 30}, {"recompute": True, "micro_tokens": 30}):
+        copied, grads = copy.deepcopy(model), []
+
+        def catch(params, clip, grads=grads):
+            grads += [p.grad.clone() for p in params]
+            return original(grads, clip)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.nn.utils, "clip_grad_norm_", catch)
+            finetune(copied, data, steps=1, batch_size=7, **options)
+        for got, wanted in zip(grads, expected, strict=True):
+            torch.testing.assert_close(got, wanted, atol=1e-9, rtol=1e-7)
 
 
 @pytest.mark.parametrize("micro_tokens", [1, 20, 64])

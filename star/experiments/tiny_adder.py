@@ -97,8 +97,7 @@ def pretrain(model: Decoder, curriculum: Curriculum, steps: int) -> None:
         batch = [curriculum.draw() for _ in range(BATCH)]
         n_targets = sum(len(e.tokens) - e.n_prompt for e in batch)
         for b in micro_batches(batch, 2048, model.device):
-            hidden = model.hidden(b.tokens)[b.rows, b.columns]  # (N, D)
-            (linear_cross_entropy(hidden, weight, b.targets, bias) / n_targets).backward()
+            (linear_cross_entropy(b.hidden(model), weight, b.targets, bias) / n_targets).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:
             group["lr"] = LR * factor(step, steps, WARMUP, "linear")
