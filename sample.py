@@ -22,6 +22,7 @@ from star.problem import Example, Problem
 from star.run import newest_finished
 from star.sampler import Sampler
 from star.tasks import Task, load_task
+from star.text import TextStream
 from train import Parser, choose_device
 
 
@@ -34,28 +35,25 @@ class Asker:
         self.tokenizer = checkpoints.load_tokenizer(model.source.path)
         if adapter is not None:
             checkpoints.load_adapter(model, adapter)
-        self.sampler = Sampler(model, slots=1, max_len=model.config.max_pos, tokenizer=self.tokenizer)
+        self.sampler = Sampler(model, slots=1, max_len=min(model.config.max_pos, 16_384), tokenizer=self.tokenizer)
         self.temperature, self.seed = temperature, seed
         self.cap = config.max_new_tokens or 2 * self.task.max_new_tokens  # questions may be longer here
 
     def rationale(self, problem: Problem, hinted: bool, show: bool) -> tuple[str, str, list[int]]:
         """(text, verdict, ids) of one completion; with show, its characters are printed as they come."""
-        ids, printed = [], 0
+        stream = TextStream(self.tokenizer)
 
         def on_token(_: int, token: int) -> None:
-            nonlocal printed
-            ids.append(token)
-            text = self.tokenizer.decode([i for i in ids if i not in self.tokenizer.eos_ids])
-            whole = len(text.rstrip("\ufffd"))  # a token may end in half a character: wait for the other half
-            if show:
-                print(text[printed:whole], end="", flush=True)
-            printed = max(printed, whole)
+            if show and token not in self.tokenizer.eos_ids:
+                print(stream.push(token), end="", flush=True)
 
         prompt = prompts.encode(self.task, problem, self.tokenizer, hinted)
         room = self.sampler.max_len - len(prompt)
         out = self.sampler.generate([prompt], max_new_tokens=max(1, min(self.cap, room)), temperature=self.temperature,
                                     seeds=[self.seed], stop_ids=self.tokenizer.eos_ids, on_token=on_token)[0]
-        text = self.tokenizer.decode(list(out.tokens[:-1] if out.finish == "stop" else out.tokens))
+        text = self.tokenizer.decode([i for i in out.tokens if i not in self.tokenizer.eos_ids])
+        if show:
+            print(stream.end(), end="", flush=True)
         return text, verdict(self.task, problem, text, out.finish, hinted), list(out.tokens)
 
     def answer(self, question: str) -> None:

@@ -12,6 +12,7 @@ if __name__ == "__main__":  # Ctrl-C while torch is imported; main() puts Python
 
 import argparse
 import contextlib
+import heapq
 import sys
 from collections.abc import Iterator
 from dataclasses import fields
@@ -82,19 +83,27 @@ def build(config: StarConfig) -> tuple[Sampler, object, Task]:
     tokenizer = checkpoints.load_tokenizer(model.source.path)
     if not tokenizer.eos_ids:
         raise ValueError(f"{model.source.path} names no end-of-sequence token: config.json needs eos_token_id")
-    cap = config.max_new_tokens or task.max_new_tokens
-    problems = [*task.train, *task.heldout]
-    texts = [task.prefix + task.question(p) for p in problems] + [task.hint_prefix + task.hinted(p) for p in problems]
-    longest = len(tokenizer.encode(max(texts, key=len))) + cap
-    if config.max_len is not None and config.max_len < longest:
-        raise ValueError(f"--max-len is {config.max_len}, but the longest prompt and {cap} new tokens need {longest}: "
+    for flag, given in (("--few-shot base", config.few_shot == "base"),
+                        ("--few-shot-train on", config.few_shot_train == "on")):
+        if given and not task.prefix:
+            raise ValueError(f"{flag} is given, but task {config.task} has no few-shot text: leave it out")
+    need = longest(task, tokenizer) + (config.max_new_tokens or task.max_new_tokens)
+    if config.max_len is not None and config.max_len < need:
+        raise ValueError(f"--max-len is {config.max_len}, but the longest prompt and its new tokens need {need}: "
                          "raise --max-len or lower --max-new-tokens")
-    if longest > model.config.max_pos:
-        raise ValueError(f"the longest prompt and {cap} new tokens need {longest} positions, but the model has "
+    if need > model.config.max_pos:
+        raise ValueError(f"the longest prompt and its new tokens need {need} positions, but the model has "
                          f"{model.config.max_pos}: lower --max-new-tokens")
-    sampler = Sampler(model, config.slots, config.max_len or model.config.max_pos, tokenizer)  # checks the vocabulary
+    sampler = Sampler(model, config.slots, config.max_len or need, tokenizer, config.merge)
     add_lora(model, config.rank, config.alpha)
     return sampler, tokenizer, task
+
+
+def longest(task: Task, tokenizer) -> int:
+    """Tokens of the longest prompt, few-shot text included: the longest of the hundred with most characters."""
+    problems = [*task.train, *task.heldout]
+    texts = [task.prefix + task.question(p) for p in problems] + [task.hint_prefix + task.hinted(p) for p in problems]
+    return max(len(tokenizer.encode(text)) for text in heapq.nlargest(100, texts, key=len))
 
 
 class Table:
@@ -155,14 +164,15 @@ def start(argv: list[str]) -> tuple[Run, Iterator[Event], Decoder, Table]:
     else:
         config = StarConfig(**given)
         sampler, tokenizer, task = build(config)  # before the folder: what cannot start leaves nothing behind
-        run = Run.create(out, config, facts(sampler.model))
+        run = Run.create(out, config, facts(sampler.model, sampler.slots))
     model = sampler.model
     trained = sum(p.numel() for p in trainable(model).values())
     print(f"model   {model.source.path.name}: {checkpoints.describe(model)}")
     print(f"train   {trained:,} numbers in adapters of rank {run.config.rank}; start from {run.config.start}, hint "
           f"{run.config.hint}, seed {run.config.seed}")
     print(f"task    {run.config.task}: {len(task.train):,} training problems, {len(task.heldout):,} held out")
-    print(f"device  {model.device} (--device {run.config.device})")
+    weights = "merged" if sampler.merges() else "live"
+    print(f"device  {model.device} (--device {run.config.device}); {sampler.slots} slots, adapters sampled {weights}")
     print(f"run     {run.folder}\n", flush=True)
     table = Table([*dict.fromkeys(p.group or "all" for p in task.heldout), "mean"])
     for metrics in run.metrics():

@@ -48,7 +48,7 @@ class _LoraLinear(torch.autograd.Function):
             columns.addmm_(p, b.t().to(x.dtype), alpha=scale)
         ctx.scale = scale
         ctx.save_for_backward(flat, weight, A, product, *B)
-        return y.view(*x.shape[:-1], -1)
+        return y.view(*x.shape[:-1], y.shape[1])
 
     @staticmethod
     def backward(ctx, grad):
@@ -63,7 +63,7 @@ class _LoraLinear(torch.autograd.Function):
         d_A = (d_product.t() @ flat).to(A.dtype)
         d_x = None
         if ctx.needs_input_grad[0]:
-            d_x = (g @ weight).addmm_(d_product, A.to(g.dtype)).view(*grad.shape[:-1], -1)
+            d_x = (g @ weight).addmm_(d_product, A.to(g.dtype)).view(*grad.shape[:-1], weight.shape[1])
         return d_x, None, None, None, d_A, *d_B
 
 

@@ -5,6 +5,7 @@ whether settings suit a model or a task is seen where those are known.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 
 
@@ -22,15 +23,37 @@ class StarConfig:
     digits: str | None = setting(None, "arithmetic: lengths of the numbers, as 5 or 1-5 (default 1-5)")
     model: str | None = setting(None, "folder of the base model M (default: the tiny adder that ships)")
     iterations: int = setting(8, "outer iterations N", low=1, high=10_000)
-    problems: int = setting(2000, "problems drawn from the training set each iteration", low=1)
+    problems: int = setting(2000, "problems drawn from the training set each iteration (all, if it has fewer)", low=1)
     start: str = setting("base", "train each iteration from the base (the paper) or go on", ("base", "previous"))
+    samples: int = setting(1, "rationales sampled a problem", low=1, high=10_000)
+    temperature: float = setting(0.0, "of generation; 0 is greedy", low=0.0, high=100.0)
+    top_k: int = setting(0, "generation draws from the k best tokens; 0: from all", low=0)
+    top_p: float = setting(1.0, "generation draws from the best tokens that together have this probability", low=1e-6,
+                           high=1.0)
     hint: str = setting("failure", "rationalize failures with the answer as a hint, or never", ("failure", "off"))
-    temperature: float = setting(0.0, "of generation and rationalization; 0 is greedy", low=0.0, high=100.0)
+    hint_share: float = setting(1.0, "share of the failures that are rationalized", low=0.0, high=1.0)
+    hint_samples: int | None = setting(None, "of rationalization (default: as generation)", low=1, high=10_000)
+    hint_temperature: float | None = setting(None, "of rationalization (default: as generation)", low=0.0, high=100.0)
+    hint_top_k: int | None = setting(None, "of rationalization (default: as generation)", low=0)
+    hint_top_p: float | None = setting(None, "of rationalization (default: as generation)", low=1e-6, high=1.0)
+    wanted: int | None = setting(None, "stop sampling once so many rationales are right (default: try all problems)",
+                                 low=1)
+    few_shot: str = setting("always", "sample with the task's few-shot text always, or only from the base",
+                            ("always", "base"))
     max_new_tokens: int | None = setting(None, "length cap of a rationale (default: the task's)", low=1, high=10**6)
     max_len: int | None = setting(None, "most tokens of prompt and rationale (default: what they need)", low=2)
-    first_steps: int = setting(32, "optimizer steps of the first iteration", low=1, high=10**7)
-    growth: float = setting(1.35, "factor on the steps from one iteration to the next", low=1.0, high=10.0)
+    dedup: str = setting("on", "train once on equal rationales of a problem", ("on", "off"))
+    cap: int | None = setting(None, "most rationales of a problem to train on, the newest first (default: all)", low=1)
+    rounds: str = setting("last", "train on the rationales of the last iteration (the paper) or of all so far",
+                          ("last", "all"))
+    first_steps: int = setting(28, "optimizer steps of the first iteration", low=1, high=10**7)
+    growth: float = setting(1.3, "factor on the steps from one iteration to the next", low=1.0, high=10.0)
+    epochs: float | None = setting(None, "passes over the examples, instead of --first-steps and --growth", low=1e-3,
+                                   high=10**6)
+    few_shot_train: str = setting("off", "train behind the few-shot text too (no loss on it)", ("on", "off"))
     batch_size: int = setting(32, "examples an optimizer step", low=1, high=10**6)
+    micro_tokens: int | None = setting(None, "tokens trained on at a time (default: 1024 on a CPU, else 8192)", low=1)
+    recompute: str = setting("off", "less memory in training: compute blocks again in the backward pass", ("on", "off"))
     lr: float = setting(5e-3, "peak learning rate of the adapters", low=1e-9, high=10.0)
     schedule: str = setting("linear", "after the warm-up: to zero, or constant (the paper)", ("linear", "constant"))
     warmup: int = setting(10, "steps over which the learning rate rises", low=0, high=10**7)
@@ -38,8 +61,11 @@ class StarConfig:
     clip: float = setting(1.0, "largest norm of a step's gradient", low=1e-9)
     rank: int = setting(16, "rank of the adapters", low=1, high=65_536)
     alpha: float = setting(32.0, "adapter scale is alpha / rank", low=1e-9, high=10**6)
+    merge: str = setting("auto", "sample from merged weights (a second copy), from live adapters, or as memory allows",
+                         ("auto", "on", "off"))
     seed: int = setting(0, "of the draws: problems, samples, adapters, batches", low=0, high=2**63 - 1)
-    slots: int = setting(512, "rows sampled at a time", low=1, high=10**6)
+    slots: int | None = setting(None, "rows sampled at a time (default: what half the free memory holds, at most 512)",
+                                low=1, high=10**6)
     device: str = setting("auto", "cpu, cuda, cuda:1, ...; auto: CUDA if there is one")
     dtype: str = setting("auto", "of the frozen base", ("auto", "float32", "bfloat16", "float64"))
 
@@ -60,7 +86,46 @@ class StarConfig:
         if math.log(self.first_steps) + (self.iterations - 1) * math.log(self.growth) > math.log(1e9):
             raise ValueError(f"--growth {self.growth} over {self.iterations} iterations leads to more than 10^9 steps "
                              "in the last; lower one of them")
+        for wrong, why in self._senseless():
+            if wrong:
+                raise ValueError(why)
 
-    def steps(self, iteration: int) -> int:
+    def _senseless(self) -> Iterator[tuple[bool, str]]:
+        """(is it so, what to say) of settings that cannot be met together."""
+        for prefix, name in (("", "generate"), ("hint-", "rationalize")):
+            samples, temperature, top_k, top_p = self.sampling(name)
+            own = [f"--{prefix}{key}" for key in ("samples", "temperature", "top-k", "top-p")
+                   if prefix and getattr(self, f"{prefix}{key}".replace("-", "_")) is not None]
+            if prefix and self.hint == "off":
+                yield bool(own), f"{', '.join(own)} given, but --hint off never rationalizes: leave one of them out"
+                yield self.hint_share != 1, f"--hint-share is {self.hint_share}, but --hint off never rationalizes"
+                continue
+            yield temperature == 0 and samples > 1, (
+                f"--{prefix}samples is {samples}, but --{prefix}temperature 0 gives one rationale each time: raise "
+                "the temperature")
+            yield temperature == 0 and (top_k > 0 or top_p < 1), (
+                f"--{prefix}top-k and --{prefix}top-p truncate what is drawn from, but --{prefix}temperature 0 draws "
+                "nothing: raise the temperature")
+        most = max(self.samples, self.sampling("rationalize")[0] if self.hint != "off" else 0)
+        yield self.cap is not None and self.rounds == "last" and self.cap > most, (
+            f"--cap is {self.cap}, but an iteration has at most {most} rationales of a problem: raise --samples, or "
+            "--rounds all")
+        yield self.wanted is not None and self.wanted > self.problems * most, (
+            f"--wanted is {self.wanted}, but {self.problems} problems with {most} samples cannot bring as many")
+        defaults = {f.name: f.default for f in fields(self)}
+        yield self.epochs is not None and any(getattr(self, k) != defaults[k] for k in ("first_steps", "growth")), (
+            "--epochs and --first-steps or --growth both say how long to train: leave one of them out")
+
+    def sampling(self, phase: str) -> tuple[int, float, int, float]:
+        """(samples, temperature, top k, top p) of a phase; evaluation is greedy, whatever the others are."""
+        if phase == "evaluate":
+            return 1, 0.0, 0, 1.0
+        names = ("samples", "temperature", "top_k", "top_p")
+        own = [getattr(self, "hint_" + name) if phase == "rationalize" else None for name in names]
+        return tuple(getattr(self, name) if o is None else o for name, o in zip(names, own, strict=True))
+
+    def steps(self, iteration: int, examples: int) -> int:
         """Optimizer steps of iteration 1, 2, ...; with the paper's 40 and 1.2: 40, 48, 57, 69, 82 (App. H)."""
+        if self.epochs is not None:
+            return max(1, math.ceil(self.epochs * examples / self.batch_size))
         return int(self.first_steps * self.growth ** (iteration - 1) + 1e-9)

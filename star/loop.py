@@ -25,7 +25,10 @@ from star.evaluate import VERDICTS, accuracy, verdict
 from star.finetune import FinetuneStats, finetune_steps
 from star.problem import Completion, Example, Generation, Problem
 from star.sampler import Sampler
+from star.select import select
 from star.tasks import Task
+
+CHUNK = 8  # generations of a chunk for each slot: what a stop may lose, against slots that run empty at its end
 
 
 @dataclass(frozen=True)
@@ -79,12 +82,15 @@ def star(
 ) -> Generator[Event, None, None]:
     """Run Algorithm 1 on the sampler's model, which must have adapters (those of state.iteration, when resumed).
 
-    made: generations of the iteration after state.iteration that need not be made again.
+    made: generations of the iteration after state.iteration that need not be made again; with --rounds all, also those
+    of the iterations before, whose rationales are trained on again.
     Raises ValueError when an iteration solves nothing, with or without hint: there is nothing to learn from then.
     """
     model = sampler.model
     state = state or State()
     rollout = _Rollout(sampler, tokenizer, task, config, {g.key: g for g in made})
+    by_id = {p.id: p for p in task.train}
+    pool = [g for g in rollout.made.values() if 0 < g.iteration <= state.iteration and is_kept(g)]
     if state.iteration < 0:
         scores = yield from rollout.run(0, "evaluate", task.heldout)
         yield Finished(0, {"iteration": 0, "accuracy": accuracy(task.heldout, scores)})
@@ -92,18 +98,14 @@ def star(
     for n in range(max(state.iteration, 0) + 1, config.iterations + 1):  # line 2
         problems = draw(task.train, config.problems, fold(config.seed, n, "draw"))
 
-        attempts = yield from rollout.run(n, "generate", problems)  # line 3
-        failed = [p for p, g in zip(problems, attempts, strict=True) if g.verdict != "right"]
-        retries = []
-        if config.hint == "failure":
-            retries = yield from rollout.run(n, "rationalize", failed)  # line 4
-
-        kept = [g for g in attempts if g.verdict == "right"]  # line 5
-        rationalized = [g for g in retries if g.verdict == "right"]  # line 6
-        if not kept and not rationalized:
+        attempts, retries = yield from rollout.collect(n, problems)  # lines 3 and 4
+        right = [g for g in [*attempts, *retries] if is_kept(g)]  # lines 5 and 6
+        if not right:
             raise ValueError(nothing_solved(n, attempts, retries))
-        by_id = {p.id: p for p in problems}
-        examples = [prompts.example(task, by_id[g.problem], tokenizer, g.tokens) for g in [*kept, *rationalized]]
+        pool = right if config.rounds == "last" else [*pool, *right]
+        chosen = select(pool, config.dedup == "on", config.cap)
+        examples = [prompts.example(task, by_id[g.problem], tokenizer, g.tokens, config.few_shot_train == "on")
+                    for g in chosen]
 
         if config.start == "base":
             lora.reset(model, fold(config.seed, n, "adapters"))
@@ -111,9 +113,9 @@ def star(
 
         scores = yield from rollout.run(n, "evaluate", task.heldout)
         yield Finished(n, {
-            "iteration": n, "accuracy": accuracy(task.heldout, scores), "problems": len(problems),
-            **counts(attempts, retries, config.hint == "failure"), "examples": len(examples),
-            "steps": config.steps(n), "loss": stats.losses[-1], "target_tokens": stats.target_tokens,
+            "iteration": n, "accuracy": accuracy(task.heldout, scores), **counts(attempts, retries),
+            "examples": len(examples), "steps": len(stats.losses), "loss": stats.losses[-1],
+            "target_tokens": stats.target_tokens,
         })
 
 
@@ -138,26 +140,34 @@ def train(
     sampler: Sampler, examples: list[Example], config: StarConfig, n: int
 ) -> Generator[Event, None, FinetuneStats]:
     """Line 7: fine-tune the adapters on this iteration's examples."""
-    steps, before = config.steps(n), 0
+    steps, before = config.steps(n, len(examples)), 0
     yield Phase(n, "train", steps)
     for stats in finetune_steps(
         sampler.model, examples, steps, config.lr, config.batch_size, fold(config.seed, n, "batches"),
         warmup=config.warmup, schedule=config.schedule, beta2=config.beta2, clip=config.clip,
+        micro_tokens=config.micro_tokens, recompute=config.recompute == "on",
     ):
         yield Tick(stats.tokens - before)
         before = stats.tokens
     return stats
 
 
-def counts(attempts: list[Generation], retries: list[Generation], hints: bool) -> dict:
-    """How many problems were kept, rationalized and dropped, and by which verdict of their last try."""
-    last = retries if hints else attempts
+def is_kept(g: Generation) -> bool:
+    """Does the filter of Algorithm 1 keep this generation, hinted or not?"""
+    return g.verdict == "right" and g.phase != "evaluate"
+
+
+def counts(attempts: list[Generation], retries: list[Generation]) -> dict:
+    """How many rationales were kept and rationalized; how many problems were dropped, by their last try's verdict."""
+    last = {g.problem: g.verdict for g in [*attempts, *retries]}
+    solved = {g.problem for g in [*attempts, *retries] if is_kept(g)}
     right = {"kept": attempts, "rationalized": retries}
     return {
-        **{name: sum(g.verdict == "right" for g in tries) for name, tries in right.items()},
-        **{f"{name}_wrong_steps": sum(g.verdict == "right" and g.steps_right is False for g in tries)
+        "problems": len(last),
+        **{name: sum(is_kept(g) for g in tries) for name, tries in right.items()},
+        **{f"{name}_wrong_steps": sum(is_kept(g) and g.steps_right is False for g in tries)
            for name, tries in right.items()},
-        "dropped": {v: sum(g.verdict == v for g in last) for v in VERDICTS if v != "right"},
+        "dropped": {v: sum(said == v for p, said in last.items() if p not in solved) for v in VERDICTS if v != "right"},
         "new_tokens": sum(len(g.tokens) for g in [*attempts, *retries]),
     }
 
@@ -167,14 +177,15 @@ def nothing_solved(n: int, attempts: list[Generation], retries: list[Generation]
     seen = {v: sum(g.verdict == v for g in [*attempts, *retries]) for v in VERDICTS}
     how = ", ".join(f"{count} {v}" for v, count in seen.items() if count)
     hint = "" if retries else "--hint failure, "
-    return (f"iteration {n}: none of {len(attempts)} problems was solved, with {len(retries)} hinted retries ({how}): "
+    problems = len({g.problem for g in attempts})
+    return (f"iteration {n}: none of {problems} problems was solved, with {len(retries)} hinted retries ({how}): "
             f"there is nothing to learn from; try easier problems, a model that solves some of them, {hint}"
             "or a longer --max-new-tokens if many end by length")
 
 
 @dataclass
 class _Rollout:
-    """Samples one rationale for each of many problems and judges it: what three of the four phases do."""
+    """Samples rationales for many problems and judges them: what three of the four phases do."""
 
     sampler: Sampler
     tokenizer: object
@@ -182,18 +193,40 @@ class _Rollout:
     config: StarConfig
     made: dict[tuple, Generation]
 
+    def collect(
+        self, n: int, problems: Sequence[Problem]
+    ) -> Generator[Event, None, tuple[list[Generation], list[Generation]]]:
+        """Lines 3 and 4: (attempts, hinted retries of failures), of all problems or until enough of them are right."""
+        config, attempts, retries = self.config, [], []
+        part = len(problems) if config.wanted is None else self.sampler.slots
+        for start in range(0, len(problems), part):
+            tries = yield from self.run(n, "generate", problems[start : start + part])
+            solved = {g.problem for g in tries if g.verdict == "right"}
+            failed = [p for p in problems[start : start + part] if p.id not in solved]
+            attempts += tries
+            if config.hint == "failure":
+                share = config.hint_share * 2**63
+                hinted = [p for p in failed if share >= 2**63 or fold(config.seed, n, "share", p.id) < share]
+                retries += yield from self.run(n, "rationalize", hinted)
+            if config.wanted is not None and sum(map(is_kept, [*attempts, *retries])) >= config.wanted:
+                break
+        return attempts, retries
+
     def run(self, n: int, phase: str, problems: Sequence[Problem]) -> Generator[Event, None, list[Generation]]:
-        """One judged generation a problem, in their order. Evaluation is greedy, whatever the temperature."""
-        yield Phase(n, phase, len(problems))
-        hinted = phase == "rationalize"
+        """Judged generations, problem by problem, in their order; as many of each as the phase has samples."""
+        samples, temperature, top_k, top_p = self.config.sampling(phase)
+        yield Phase(n, phase, len(problems) * samples)
+        hinted, sampled_by = phase == "rationalize", n if phase == "evaluate" else n - 1  # M_0 is the base
+        few_shot = self.config.few_shot == "always" or sampled_by == 0
         cap = self.config.max_new_tokens or self.task.max_new_tokens
-        ids = [prompts.encode(self.task, p, self.tokenizer, hinted) for p in problems]
+        ids = [prompts.encode(self.task, p, self.tokenizer, hinted, few_shot) for p in problems]
         prefix, own = prompts.share(ids)
+        keys = [(n, phase, p.id, k) for p in problems for k in range(samples)]  # keys[i]: of problem i // samples
+        order = sorted(range(len(keys)), key=lambda i: len(own[i // samples]))
         done: dict[int, Generation] = {}
-        order = sorted(range(len(problems)), key=lambda i: len(own[i]))
-        for start in range(0, len(order), self.config.slots):  # chunks do not depend on what is made already
-            chunk = order[start : start + self.config.slots]
-            keys = {i: (n, phase, problems[i].id, 0) for i in chunk}
+        size = CHUNK * self.sampler.slots
+        for start in range(0, len(order), size):  # chunks do not depend on what is made already
+            chunk = order[start : start + size]
             for i in chunk:
                 if keys[i] in self.made:
                     done[i] = self.made[keys[i]]
@@ -201,19 +234,19 @@ class _Rollout:
             missing = [i for i in chunk if i not in done]
             seeds = [fold(self.config.seed, *keys[i]) for i in missing]
             for j, completion in self.sampler.stream(
-                [own[i] for i in missing], prefix=prefix, max_new_tokens=cap, seeds=seeds,
-                temperature=0.0 if phase == "evaluate" else self.config.temperature, stop_ids=self.tokenizer.eos_ids,
+                [own[i // samples] for i in missing], prefix=prefix, max_new_tokens=cap, temperature=temperature,
+                top_k=top_k, top_p=top_p, seeds=seeds, stop_ids=self.tokenizer.eos_ids,
             ):
                 i = missing[j]
-                done[i] = self.judge(keys[i], problems[i], completion, seeds[j], hinted)
+                done[i] = self.judge(keys[i], problems[i // samples], completion, seeds[j], hinted)
                 yield Tick(len(completion.tokens))
             if missing:
                 yield Chunk([done[i] for i in missing])
-        return [done[i] for i in range(len(problems))]
+        return [done[i] for i in range(len(keys))]
 
     def judge(self, key: tuple, problem: Problem, completion: Completion, seed: int, hinted: bool) -> Generation:
-        ended = completion.finish == "stop"
-        text = self.tokenizer.decode(list(completion.tokens[:-1] if ended else completion.tokens))
+        ids = [i for i in completion.tokens if i not in self.tokenizer.eos_ids]
+        text = self.tokenizer.decode(ids)
         said = verdict(self.task, problem, text, completion.finish, hinted)
         steps = self.task.check_steps(problem, text) if said == "right" else None
         return Generation(*key, seed, completion.tokens, text, completion.finish, round(sum(completion.logprobs), 4),

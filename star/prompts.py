@@ -11,12 +11,14 @@ from star.problem import Example, Problem
 from star.tasks import Task
 
 
-def encode(task: Task, problem: Problem, tokenizer, hinted: bool = False) -> list[int]:
+def encode(task: Task, problem: Problem, tokenizer, hinted: bool = False, few_shot: bool = True) -> list[int]:
     """Ids of the few-shot text and the question, encoded as ONE text: pieces encoded apart need not add up to it.
 
+    few_shot: with the task's few-shot text, if it has any; the hinted form has its own.
     Raises ValueError when the tokenizer has no token for some character.
     """
-    text = task.hint_prefix + task.hinted(problem) if hinted else task.prefix + task.question(problem)
+    prefix = (task.hint_prefix if hinted else task.prefix) if few_shot else ""
+    text = prefix + (task.hinted(problem) if hinted else task.question(problem))
     ids = tokenizer.encode(text)
     if tokenizer.unk_id in ids:
         odd = next((c for c in text if tokenizer.unk_id in tokenizer.encode(c, special=False)), text)
@@ -36,11 +38,13 @@ def share(prompts: Sequence[list[int]]) -> tuple[list[int], list[list[int]]]:
     return first[:n], [p[n:] for p in prompts]
 
 
-def example(task: Task, problem: Problem, tokenizer, rationale: Sequence[int]) -> Example:
+def example(
+    task: Task, problem: Problem, tokenizer, rationale: Sequence[int], few_shot: bool = False
+) -> Example:
     """The training sequence of a kept rationale: ids of the plain question, the sampled ids as they are, an end.
 
     However the rationale came about, the prompt is the one without hint (STaR, section 3.3).
     """
-    prompt = tokenizer.encode(task.question(problem))
+    prompt = encode(task, problem, tokenizer, few_shot=few_shot)
     end = [] if rationale and rationale[-1] in tokenizer.eos_ids else [tokenizer.eos_ids[0]]
     return Example((*prompt, *rationale, *end), len(prompt))

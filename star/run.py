@@ -78,7 +78,7 @@ class Run:
 
     @classmethod
     def resume(cls, folder: Path, **changed) -> tuple["Run", State, list[Generation]]:
-        """(run, state, generations of the unfinished iteration); settings are the run's own but for `changed`."""
+        """(run, state, what star/loop needs of the generations made); settings are the run's own but for `changed`."""
         if not (folder / "state.json").is_file():
             raise FileNotFoundError(f"{folder} is no run: it has no state.json; a run lies in runs/NAME")
         written = read_json(folder / "config.json")
@@ -86,8 +86,8 @@ class Run:
         iteration = read_json(folder / "state.json").get("iteration")
         if not isinstance(settings, dict) or not isinstance(iteration, int):
             raise ValueError(f"{folder}: config.json has no settings, or state.json no iteration")
-        if settings.get("dtype") == "auto":  # what auto came to then
-            settings["dtype"] = written.get("dtype", "auto")
+        settings["dtype"] = written.get("dtype", settings.get("dtype"))  # what auto came to then
+        settings["slots"] = written.get("slots", settings.get("slots"))
         try:
             config = StarConfig(**(settings | changed))
         except TypeError as e:
@@ -99,6 +99,8 @@ class Run:
         made = whole_chunks(read_lines(folder / "samples" / f"iter-{iteration + 1:03d}.jsonl"))
         write_atomically(run.samples(iteration + 1), "".join(json.dumps(r) + "\n" for r in made).encode())
         write_json(folder / "state.json", {"iteration": iteration, "finished": iteration >= config.iterations})
+        if config.rounds == "all":
+            made = [r for i in range(1, iteration + 1) for r in read_lines(run.samples(i))] + made
         return run, State(iteration), [generation(r) for r in made]
 
     def samples(self, iteration: int) -> Path:
@@ -184,15 +186,15 @@ def newest_finished(runs: Path = Path("runs")) -> Path | None:
     return finished[-1] if finished else None
 
 
-def facts(model: Decoder) -> dict:
-    """What a run should say about where it ran."""
+def facts(model: Decoder, slots: int) -> dict:
+    """What a run should say about where it ran, and what "auto" settings came to there."""
     root = Path(__file__).parents[1]
     commit = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     cuda = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else None
     return {
         "command": sys.argv, "python": sys.version.split()[0], "torch": torch.__version__,
         "git_commit": commit.stdout.strip() or None, "device": str(model.device), "device_name": cuda,
-        "dtype": str(model.dtype).removeprefix("torch."), "threads": torch.get_num_threads(),
+        "dtype": str(model.dtype).removeprefix("torch."), "slots": slots, "threads": torch.get_num_threads(),
     }
 
 

@@ -114,15 +114,18 @@ class Sampler:
             cache.share(self._prefill(model, prefix))
         yield from _Run(self, model, cache, prompts, options).rows()
 
+    def merges(self) -> bool:
+        """Does it sample from merged weights, now that the model has (or gets) adapters?"""
+        if self.merge != "auto" or self._twin is not None or self.model.device.type == "cpu":
+            return self.merge != "off"
+        need = sum(module.weight.nbytes for _, module in lora.lora_modules(self.model))
+        free = free_memory(self.model.device)
+        return free is None or need < 0.5 * free  # leave room for the cache
+
     def _weights(self) -> Decoder:
         """The model to sample from, always with the present adapters."""
-        adapted = list(lora.lora_modules(self.model))
-        if not adapted or self.merge == "off":
+        if not any(lora.lora_modules(self.model)) or not self.merges():
             return self.model
-        if self.merge == "auto" and self._twin is None and self.model.device.type == "cuda":
-            need = sum(module.weight.nbytes for _, module in adapted)
-            if need > 0.5 * free_memory(self.model.device):  # leave room for the cache
-                return self.model
         version = lora.version(self.model)
         if version != self._version:
             self._twin = lora.merged(self.model, self._twin)

@@ -32,7 +32,7 @@ class Stops:
 
     def settled(self, ids: Sequence[int]) -> int:
         """How many tokens no stop string can reach any more, whatever comes next."""
-        text = self.tokenizer.decode(list(ids))
+        text = self.tokenizer.decode(list(ids)).rstrip(HALF)  # half a character may become a stop string's first
         open_ends = (n for s in self.strings for n in range(1, len(s)) if text.endswith(s[:n]))
         return self.before(ids, len(text) - max(open_ends, default=0))
 

@@ -43,7 +43,8 @@ def test_loss_is_the_mean_over_rationale_and_end():
 
 
 def test_packing_and_targets():
-    """Whatever id a prompt ends in: it is read, never predicted. Sequences stand one behind the other, longest first."""
+    """Whatever id a prompt ends in: it is read, never predicted. Sequences stand one behind the other, longest first.
+    """
     data = [Example((6, 7), 1), Example((1, 2, 3, 4, 5, 8, 9), 5), Example((1, 2, 3, 4, 5, 9), 2)]
     (batch,) = micro_batches(data, 1000, torch.device("cpu"))
     assert batch.runs == [(2, 7), (1, 2)]

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 LAYERS = [
-    {"kernels", "star.problem", "star.config"},
+    {"kernels", "star.problem", "star.config", "star.draws", "star.text"},
     {"star.decoder", "star.positions", "star.cache", "star.lora", "star.tasks"},
     {"star.sampler", "star.batch", "star.prompts", "star.reward", "checkpoints"},
     {"star.finetune", "star.evaluate", "star.select", "star.pool", "star.judge"},
@@ -25,6 +25,8 @@ CORE = {
     "star.finetune",
     "star.evaluate",
     "star.sampler",
+    "star.draws",
+    "star.text",
     "star.batch",
     "star.prompts",
     "star.decoder",

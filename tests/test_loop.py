@@ -40,7 +40,7 @@ class Scripted:
     """A sampler whose completions a function of the prompt's text decides: (text, finish)."""
 
     def __init__(self, model, tokenizer, script):
-        self.model, self.tokenizer, self.script, self.asked = model, tokenizer, script, []
+        self.model, self.tokenizer, self.script, self.asked, self.slots = model, tokenizer, script, [], 3
 
     def stream(self, prompts, prefix=(), stop_ids=(), seeds=None, **options):
         for i, prompt in reversed(list(enumerate(prompts))):  # rows end in any order

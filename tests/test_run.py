@@ -165,6 +165,6 @@ def test_without_matplotlib_the_run_goes_on(straight, monkeypatch, capsys):
 
 
 def test_facts_name_the_machine():
-    said = facts(checkpoints.load_model(SHIPPED))
+    said = facts(checkpoints.load_model(SHIPPED), 4)
     assert said["device"] == "cpu"
     assert said["dtype"] == "float32"

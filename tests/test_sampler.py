@@ -6,12 +6,15 @@ import pytest
 import torch
 from conftest import random_decoder
 
+import checkpoints
 import star.sampler
+from star.cache import KVCache, free_memory
+from star.draws import gumbel, truncate
 from star.finetune import finetune
 from star.lora import add_lora, reset
 from star.problem import Example
-from star.draws import gumbel
 from star.sampler import Sampler
+from star.text import TextStream
 
 
 @torch.no_grad()
@@ -138,13 +141,16 @@ def test_draws_follow_the_softmax():
 
 
 def test_noise_is_gumbel_and_never_infinite():
-    noise = gumbel(torch.arange(-500, 500), 3, 1000).double()
+    noise = gumbel(torch.arange(-500, 500), torch.tensor([3]), 1000).double()
     assert torch.isfinite(noise).all()
     assert float(noise.mean()) == pytest.approx(0.5772, abs=0.005)
     assert float(noise.var()) == pytest.approx(math.pi**2 / 6, abs=0.02)
-    shifted = gumbel(torch.arange(-500, 500), 4, 1000).double()
+    shifted = gumbel(torch.arange(-500, 500), torch.tensor([4]), 1000).double()
     assert abs(float(torch.corrcoef(torch.stack([noise.flatten(), shifted.flatten()]))[0, 1])) < 0.005
-    assert torch.equal(gumbel(torch.tensor([2**40 + 5]), 3, 7), gumbel(torch.tensor([1, 2**40 + 5]), 3, 9)[1:, :7])
+    three = torch.tensor([3])
+    assert torch.equal(
+        gumbel(torch.tensor([2**40 + 5]), three, 7), gumbel(torch.tensor([1, 2**40 + 5]), three, 9)[1:, :7]
+    )
 
 
 def test_stop_limit_and_stream():
@@ -172,15 +178,209 @@ def test_on_token_sees_every_token_once():
     assert seen == {i: list(o.tokens) for i, o in enumerate(outs)}
 
 
-def test_flags_read_every_few_steps_change_nothing(monkeypatch):
+@pytest.mark.parametrize("prefix", [[], PREFIX], ids=["no prefix", "prefix"])
+@pytest.mark.parametrize("slots", [1, 3, 8, 64])
+def test_flags_read_every_few_steps_change_nothing(monkeypatch, slots, prefix):
     """On a GPU the host looks at the flags now and then; rows that ended in between must not show what came after."""
-    model, prompts = random_decoder(seed=5), ragged(9, seed=4)
-    options = {"max_new_tokens": list(range(3, 12)), "temperature": 1.0, "stop_ids": range(8)}  # many stop twice
+    model, prompts = random_decoder(seed=5), ragged(19, seed=4)
+    options = {"max_new_tokens": [1 + i % 12 for i in range(19)], "temperature": 1.0, "stop_ids": range(5)}
+    options |= {"prefix": prefix}  # many rows would stop twice, some at their first token
     expected = Sampler(model, 4, 64).generate(prompts, **options)
-    for every in (2, 3, 8, 100):
+    for i, out in enumerate(expected):
+        ids = naive(model, [*prefix, *prompts[i]], options["max_new_tokens"][i], range(5), 1.0, i)[0]
+        assert list(out.tokens) == ids
+    for every in (1, 2, 3, 8, 100):
         monkeypatch.setattr(star.sampler, "SYNC_EVERY", every)
         monkeypatch.setattr(star.sampler, "looks_are_free", lambda device: False)
-        assert Sampler(model, 4, 64).generate(prompts, **options) == expected
+        got = Sampler(model, slots, 64).generate(prompts, **options)
+        assert [(o.tokens, o.finish) for o in got] == [(o.tokens, o.finish) for o in expected]
+
+
+def test_slots_are_refilled(report):
+    """2,000 rationales of mixed length on 128 slots: what share of slot-steps brings a token; padded batches beside."""
+    model = random_decoder(dtype=torch.float32, n_layers=1)
+    generator = torch.Generator().manual_seed(0)
+    lengths = (torch.empty(2000).exponential_(1 / 60, generator=generator) + 2).clamp(max=250).long().tolist()
+    shares = {}
+    for name, every in (("flags read each step", 1), ("flags read every 8 steps", 8)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(star.sampler, "SYNC_EVERY", every)
+            patch.setattr(star.sampler, "looks_are_free", lambda device, every=every: every == 1)
+            sampler = Sampler(model, 128, 300)
+            outs = sampler.generate(ragged(2000, seed=1), max_new_tokens=lengths)
+        assert [len(o.tokens) for o in outs] == lengths
+        assert sampler.row_steps == sum(lengths) - 2000
+        shares[name] = sampler.row_steps / sampler.slot_steps
+    batches = [lengths[i : i + 128] for i in range(0, 2000, 128)]
+    padded = sum(lengths) / sum(len(b) * max(b) for b in batches)
+    said = ", ".join(f"{100 * share:.0f} % with {name}" for name, share in shares.items())
+    report(f"slot-steps that bring a token: {said}; padded batches: {100 * padded:.0f} %")
+    assert min(shares.values()) >= 0.8 > 2 * padded
+
+
+def test_all_rows_end_at_their_first_token():
+    model = random_decoder(seed=5)
+    for slots in (1, 4, 64):
+        sampler = Sampler(model, slots, 64)
+        outs = sampler.generate(ragged(9, seed=4), max_new_tokens=50, stop_ids=range(23))
+        assert [len(o.tokens) for o in outs] == [1] * 9
+        assert {o.finish for o in outs} == {"stop"}
+        assert sampler.slot_steps == 0, "the first token comes with the prefill: nothing is left to decode"
+
+
+def test_a_prompt_longer_than_the_others_answers():
+    """The cache is as long as the longest row; short rows beside it must not notice."""
+    model = random_decoder(seed=5)
+    prompts = [ragged(1, 9, low=60, high=61)[0], [1], [2, 3], ragged(1, 8, low=40, high=41)[0], [4]]
+    for slots in (1, 2, 5):
+        outs = Sampler(model, slots, 128).generate(prompts, max_new_tokens=[3, 7, 5, 2, 60])
+        for prompt, n, out in zip(prompts, [3, 7, 5, 2, 60], outs, strict=True):
+            assert list(out.tokens) == naive(model, prompt, n)[0]
+
+
+def test_several_samples_of_a_prompt_take_one_prefill(monkeypatch):
+    """The same prompt with other seeds: each sample is its own, but the prompt goes through the model once."""
+    model, prompts = random_decoder(seed=5), [p for p in ragged(5, seed=4, low=3) for _ in range(4)]
+    alone = [Sampler(model, 1, 64).generate([p], max_new_tokens=6, temperature=1.0, seeds=[i])[0].tokens
+             for i, p in enumerate(prompts)]  # fmt: skip
+    seen, hidden = [], model.hidden
+    monkeypatch.setattr(model, "hidden", lambda tokens, *rest: seen.append(tokens.shape) or hidden(tokens, *rest))
+    outs = Sampler(model, 64, 64).generate(prompts, max_new_tokens=6, temperature=1.0)
+    assert [o.tokens for o in outs] == alone
+    assert seen[0][0] == 5
+    assert len(set(alone[:4])) > 1
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(1, 1.0), (3, 1.0), (0, 0.5), (5, 0.6), (0, 1e-9), (100, 1.0)])
+def test_truncated_draws_follow_the_definition(top_k, top_p):
+    """Chi-square of 20,000 draws against the truncated and renormalised softmax, computed id by id."""
+    model = random_decoder(seed=4)
+    outs = Sampler(model, 5000, 8).generate([[1, 2]] * 20_000, max_new_tokens=1, temperature=1.3, top_k=top_k,
+                                            top_p=top_p)  # fmt: skip
+    with torch.no_grad():
+        p = (model(torch.tensor([[1, 2]]))[0, -1] / 1.3).softmax(-1)
+    best = sorted(range(23), key=lambda i: -p[i])[: top_k or None]
+    total, mass, kept = sum(p[i] for i in best), 0.0, []
+    for i in best:
+        if mass >= top_p:
+            break
+        kept.append(i)
+        mass += float(p[i] / total)
+    counts = torch.bincount(torch.tensor([o.tokens[0] for o in outs]), minlength=23)
+    assert set(counts.nonzero()[:, 0].tolist()) == set(kept)
+    expected = p[kept] / p[kept].sum() * 20_000
+    chi2 = float(((counts[kept] - expected) ** 2 / expected).sum())
+    assert chi2 < 3 * len(kept) + 12, chi2
+    with torch.no_grad():
+        full = model(torch.tensor([[1, 2]]))[0, -1].log_softmax(-1)
+    assert outs[0].logprobs[0] == pytest.approx(float(full[outs[0].tokens[0]]), abs=1e-6)
+
+
+def test_truncation_keeps_ties():
+    scores = torch.tensor([[1.0, 3.0, 3.0, 2.0, 3.0]])
+    assert torch.isfinite(truncate(scores, 2, 1.0)).tolist() == [[False, True, True, False, True]]
+    assert torch.isfinite(truncate(scores, 0, 0.1)).tolist() == [[False, True, True, False, True]]
+    uneven = torch.tensor([[0.5, 0.1, 0.3, 0.1]]).log()
+    assert torch.isfinite(truncate(uneven, 0, 0.7)).tolist() == [[True, False, True, False]]
+
+
+class Bytes:
+    """A tokenizer whose ids are pieces of UTF-8: some are half a character, some several characters."""
+
+    pieces = (*(bytes([b]) for b in b"abc#\n "), b"\xc3", b"\xa9", b"##", b"a#", b"#b", b"", b"bc",
+              b"\xe2\x82", b"\xac")  # fmt: skip
+    vocab_size = len(pieces)
+
+    def decode(self, ids):
+        return b"".join(self.pieces[i] for i in ids).decode(errors="replace")
+
+
+@pytest.mark.parametrize("every", [1, 3, 8, 100])
+@pytest.mark.parametrize("stop", [("##",), ("a#", "c"), ("é",), ("€", "#\n", "b c"), ("zz",)])
+def test_stop_strings_that_span_tokens(monkeypatch, stop, every):
+    """Against free completions, cut where the text first holds a stop string."""
+    model, tokenizer = random_decoder(seed=5, vocab=Bytes.vocab_size), Bytes()
+    prompts = [[i % Bytes.vocab_size] for i in range(150)]
+    options = {"max_new_tokens": 25, "temperature": 5.0, "stop_ids": [5]}
+    free = Sampler(model, 150, 64, tokenizer).generate(prompts, **options)
+    monkeypatch.setattr(star.sampler, "SYNC_EVERY", every)
+    monkeypatch.setattr(star.sampler, "looks_are_free", lambda device: False)
+    outs = Sampler(model, 7, 64, tokenizer).generate(prompts, stop=stop, **options)
+    cut = 0
+    for whole, out in zip(free, outs, strict=True):
+        body = whole.tokens[:-1] if whole.finish == "stop" else whole.tokens
+        for n in range(1, len(body) + 1):
+            text = tokenizer.decode(body[:n])
+            starts = [text.find(s) for s in stop if s in text]
+            if starts:
+                kept = max(m for m in range(n + 1) if len(tokenizer.decode(body[:m])) <= min(starts))
+                assert (out.tokens, out.finish) == (body[:kept], "stop")
+                assert out.logprobs == pytest.approx(whole.logprobs[:kept], abs=1e-6)
+                cut += 1
+                break
+        else:
+            assert (out.tokens, out.finish) == (whole.tokens, whole.finish)
+    assert cut > 3 or stop == ("zz",)
+
+
+@pytest.mark.parametrize("stop", [(), ("##",), ("a#", "c"), ("é",)])
+def test_on_token_and_text_show_only_what_stays(stop):
+    """Tokens that may yet become part of a stop string, and halves of characters, wait."""
+    model, tokenizer = random_decoder(seed=5, vocab=Bytes.vocab_size), Bytes()
+    seen, shown, streams = {}, {}, {}
+
+    def on_token(i, token):
+        seen.setdefault(i, []).append(token)
+        piece = streams.setdefault(i, TextStream(tokenizer)).push(token)
+        assert not piece.endswith("\ufffd")
+        shown[i] = shown.get(i, "") + piece
+
+    outs = Sampler(model, 7, 64, tokenizer).generate(
+        [[i % Bytes.vocab_size] for i in range(30)], max_new_tokens=20, temperature=5.0, stop_ids=[5], stop=stop,
+        on_token=on_token)  # fmt: skip
+    for i, out in enumerate(outs):
+        assert seen.get(i, []) == list(out.tokens)
+        assert shown.get(i, "") + (streams[i].end() if i in streams else "") == tokenizer.decode(out.tokens)
+
+
+def test_memory_is_planned():
+    model = random_decoder(dtype=torch.float32)
+    free = free_memory(torch.device("cpu"))
+    assert free > 2**28
+    row = 1000 * 2 * 2 * 2 * 6 * 4  # tokens, keys and values, layers, key heads, head size, bytes
+    assert KVCache.bytes_a_token(model.config, torch.float32) * 1000 == row
+    with pytest.raises(ValueError, match=r"slots=\d+ of max_len=1000 need .* GiB .* slots=\d+ fits") as e:
+        Sampler(model, slots=2 * free // row, max_len=1000)
+    fits = int(str(e.value).rpartition("slots=")[2].split()[0])
+    assert Sampler(model, slots=fits // 2, max_len=1000).slots == fits // 2
+    with pytest.raises(ValueError, match="fits one slot"):
+        Sampler(model, slots=2, max_len=free)
+    assert Sampler(model, slots=None, max_len=1000).slots == 512
+    assert 1 <= Sampler(model, slots=None, max_len=free // 2000).slots < 512
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_merged_and_live_adapters_sample_alike(temperature):
+    model, prompts = add_lora(random_decoder(seed=5), rank=3), ragged(9, seed=4)
+    finetune(model, [Example((1, 2, 3, 4), 1)], steps=5, lr=0.1)
+    outs = {merge: Sampler(model, 4, 64, merge=merge).generate(prompts, prefix=PREFIX, max_new_tokens=9,
+                                                               temperature=temperature)
+            for merge in ("on", "off", "auto")}  # fmt: skip
+    assert [o.tokens for o in outs["on"]] == [o.tokens for o in outs["off"]] == [o.tokens for o in outs["auto"]]
+    assert outs["on"][0].tokens == tuple(naive(model, PREFIX + prompts[0], 9, (), temperature, 0)[0])
+
+
+def test_samples_with_an_adapter_loaded_later(tmp_path, shipped):
+    model, prompts = add_lora(shipped, rank=2), [[4, 3, 5, 2], [9, 9, 3, 8, 8, 2], [5, 3, 5, 2]]
+    finetune(model, [Example((4, 5, 6, 7), 1)], steps=5, lr=0.1)
+    checkpoints.save_adapter(model, tmp_path / "adapter")
+    trained = Sampler(model, 4, 64).generate(prompts, max_new_tokens=6)
+    for merge in ("on", "off"):
+        sampler = Sampler(model, 4, 64, merge=merge)
+        reset(model)
+        assert sampler.generate(prompts, max_new_tokens=6) != trained
+        checkpoints.load_adapter(model, tmp_path / "adapter")
+        assert [o.tokens for o in sampler.generate(prompts, max_new_tokens=6)] == [o.tokens for o in trained]
 
 
 def test_prompt_inside_the_prefix():
@@ -235,6 +435,10 @@ def test_samples_with_the_present_adapters(merge):
         ({"temperature": -1.0}, "temperature"),
         ({"temperature": math.nan}, "temperature"),
         ({"seeds": [1, 2, 3]}, "seeds"),
+        ({"top_k": -1}, "top_k"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"top_p": 1.5}, "top_p"),
+        ({"stop": ["x"]}, "need a tokenizer"),
     ],
 )
 def test_bad_input_is_refused(options, said):
