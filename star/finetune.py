@@ -85,26 +85,26 @@ def finetune_steps(
     frozen = fingerprint(model)
     stats = FinetuneStats()
     began = time.perf_counter()
-    pool = ThreadPoolExecutor(torch.get_num_threads())
-    for step in range(state["step"] if state else 0, steps):
-        batch = [examples[i] for i in batch_of_step(len(examples), batch_size, step, seed)]
-        loss = _gradients(model, params, batch, micro_tokens, recompute, pool)
-        if not math.isfinite(loss):
-            raise ValueError(f"the loss is {loss} at step {step + 1}: lower the learning rate (lr is {lr})")
-        for name, p in params.items():
-            assert p.grad is not None, f"{name} got no gradient"
-        torch.nn.utils.clip_grad_norm_(params.values(), clip)
-        for group in optimizer.param_groups:
-            group["lr"] = lr * factor(step, steps, warmup, schedule)
-        optimizer.step()
-        torch.autograd.graph.increment_version(params.values())  # the fused step writes without counting (star/lora)
-        optimizer.zero_grad(set_to_none=True)
-        stats.losses.append(loss)
-        stats.target_tokens += sum(len(e.tokens) - e.n_prompt for e in batch)
-        stats.tokens += sum(len(e.tokens) for e in batch)
-        stats.seconds = time.perf_counter() - began
-        stats.state = {"step": step + 1, "optimizer": optimizer.state_dict()}
-        yield stats
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for step in range(state["step"] if state else 0, steps):
+            batch = [examples[i] for i in batch_of_step(len(examples), batch_size, step, seed)]
+            loss = _gradients(model, params, batch, micro_tokens, recompute, pool)
+            if not math.isfinite(loss):
+                raise ValueError(f"the loss is {loss} at step {step + 1}: lower the learning rate (lr is {lr})")
+            for name, p in params.items():
+                assert p.grad is not None, f"{name} got no gradient"
+            torch.nn.utils.clip_grad_norm_(params.values(), clip)
+            for group in optimizer.param_groups:
+                group["lr"] = lr * factor(step, steps, warmup, schedule)
+            optimizer.step()
+            torch.autograd.graph.increment_version(params.values())  # a fused step writes uncounted (star/lora)
+            optimizer.zero_grad(set_to_none=True)
+            stats.losses.append(loss)
+            stats.target_tokens += sum(len(e.tokens) - e.n_prompt for e in batch)
+            stats.tokens += sum(len(e.tokens) for e in batch)
+            stats.seconds = time.perf_counter() - began
+            stats.state = {"step": step + 1, "optimizer": optimizer.state_dict()}
+            yield stats
     assert torch.equal(frozen, fingerprint(model)), "training changed a frozen weight"
 
 

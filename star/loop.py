@@ -102,7 +102,7 @@ def star(
         right = [g for g in [*attempts, *retries] if is_kept(g)]  # lines 5 and 6
         if not right:
             raise ValueError(nothing_solved(n, attempts, retries))
-        pool = right if config.rounds == "last" else [*pool, *right]
+        pool = right if config.rounds == "last" else [*sorted(pool, key=lambda g: g.key), *right]
         chosen = select(pool, config.dedup == "on", config.cap)
         examples = [prompts.example(task, by_id[g.problem], tokenizer, g.tokens, config.few_shot_train == "on")
                     for g in chosen]

@@ -255,8 +255,8 @@ class _Run:
 
     def _step(self, B: int, used: int) -> None:
         """One token more for the slots 0..B-1. Reads and writes tensors in place and asks none for its value."""
-        # a row that has ended may be at the cache's end: it writes over its own last key, and nobody looks
-        own = self.own[:B].clamp(max=self.cache.length - 1)
+        # a row that has ended stays within the keys in use: it must see one, and nobody looks at what it writes
+        own = self.own[:B].clamp(max=used - 1)
         hidden = self.model.hidden(self.last[:B, None], Decode(self.cache, own, used))[:, 0]  # (B, D)
         count, ends = self.count[:B], self.ends[:B]
         drawn, logprobs = self._draw(hidden, self.seeds[:B], count)

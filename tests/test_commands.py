@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 
 import sample
 import train
-from star.experiments import tiny_adder
-from star.run import read_lines
-from star.tasks.arithmetic import Arithmetic
+from star.experiments import addition, tiny_adder
+from star.run import read_lines, write_json
+from star.tasks.arithmetic import Arithmetic, split
 
 SMALL = ["--model", str(SHIPPED), "--digits", "1-2", "--problems", "40", "--first-steps", "2", "--iterations", "1"]
 
@@ -223,6 +223,42 @@ def test_tiny_adder_makes_a_model_that_loads(capsys, monkeypatch):
     assert tiny_adder.main(["--out", "again"]) == 0
     assert Path("made/model.safetensors").read_bytes() == Path("again/model.safetensors").read_bytes()
     torch.set_num_threads(threads)
+
+
+def test_addition_experiment(capsys, monkeypatch, tmp_path):
+    """Both arms, two seeds; a second call runs nothing again and goes on with what was stopped."""
+    monkeypatch.setattr(addition, "FRESH", 20)
+    started = []
+    monkeypatch.setattr(addition.train, "main", lambda argv, run=train.main: started.append(argv) or run(argv))
+    one_line(capsys, addition.main(["--no-such-flag"]), "--no-such-flag")
+    started.clear()
+    small = ["--iterations", "1", "--problems", "40", "--first-steps", "2", "--model", str(SHIPPED)]
+    argv = ["--out", "made", "--seeds", "3", "4", *small]
+    assert addition.main(argv) == 0
+    out = capsys.readouterr().out
+    assert [a[1] for a in started] == ["made/with-3", "made/without-3", "made/with-4", "made/without-4"]
+    assert "| iteration | with, seed 3 | with, seed 4 | without, seed 3 | without, seed 4 |" in out
+    assert re.search(r"^\| 1 \| [\d.]+ \| [\d.]+ \| [\d.]+ \| [\d.]+ \|$", out, re.M)
+    assert len(re.findall(r"^(base|with.*|without.*)  3-digit +[\d.]+ .* 6-digit +0.0$", out, re.M)) == 5
+    assert Path("made/curves.png").read_bytes()[:4] == b"\x89PNG"
+    hints = [json.loads(Path(f"made/{arm}-3/config.json").read_text())["settings"]["hint"] for arm in addition.ARMS]
+    assert hints == ["failure", "off"]
+    write_json(Path("made/with-4/state.json"), {"iteration": 0, "finished": False})
+    started.clear()
+    assert addition.main(argv) == 0
+    assert started == [["--resume", "made/with-4"]]
+    capsys.readouterr()
+    one_line(capsys, addition.main(["--hint", "off"]), "--hint", "sets it itself")
+    one_line(capsys, addition.main(["--seeds", "x"]), "--seeds", "'x'")
+
+
+def test_fresh_sums_are_fresh():
+    for n in (3, 5):
+        known = {p.id for part in split(n) for p in part}
+        made = addition.fresh(n)
+        assert len({p.id for p in made}) == 1000
+        assert not known & {p.id for p in made}
+        assert {p.group for p in made} == {f"{n}-digit"}
 
 
 # Ctrl-C

@@ -262,6 +262,111 @@ def test_few_shot_text_is_sampled_with_and_shared(setup, monkeypatch, tokenizer)
     assert all(e.tokens[e.n_prompt] == tokenizer.encode("=")[0] for e in examples[0])
 
 
+def test_few_shot_text_can_be_trained_on_and_dropped(setup, monkeypatch, tokenizer):
+    """--few-shot base: only M_0 sees the text, so the evaluation of M_1 is the first without. --few-shot-train on."""
+    task = Riddles()
+    task.prefix, task.hint_prefix = "1+1\n=2\n", "hint 2\n1+1\n=2\n"
+    script = lambda text: ("=" + answer(text) if "hint" in text else "=1", "stop")  # noqa: E731
+    examples = trained_on(monkeypatch)
+    sampler, *rest = setup(script, task, few_shot="base", few_shot_train="on", iterations=2)
+    seen = {}
+    for event in star(sampler, *rest):
+        if isinstance(event, Phase):
+            sampler.asked.clear()
+            seen[event.iteration, event.name] = None
+        elif isinstance(event, Chunk):
+            key = event.generations[0].iteration, event.generations[0].phase
+            seen[key] = {text.startswith((task.prefix, task.hint_prefix)) for text in sampler.asked}
+    assert seen == {
+        (0, "evaluate"): {True}, (1, "generate"): {True}, (1, "rationalize"): {True}, (1, "train"): None,
+        (1, "evaluate"): {False}, (2, "generate"): {False}, (2, "rationalize"): {False}, (2, "train"): None,
+        (2, "evaluate"): {False}}  # fmt: skip
+    prompt = tokenizer.encode(task.prefix)
+    assert all(e.tokens[: len(prompt)] == tuple(prompt) and e.n_prompt > len(prompt) for e in examples[0])
+
+
+def varied(right):
+    """A script whose k-th call writes a text of its own; `right(text)` says whether it arrives at the answer."""
+    calls = []
+
+    def script(text):
+        calls.append(text)
+        said = "=" + answer(text) if right(text) else "=1"
+        return str(len(calls) // 3) + said, "stop"  # texts repeat: three calls in a row write the same number
+
+    return script
+
+
+def test_several_samples_a_problem(setup, monkeypatch):
+    sampler, *rest = setup(varied(lambda text: "hint" not in text and int(answer(text)) % 4 == 0), samples=3,
+                           temperature=1.0, hint_samples=2, dedup="off", problems=8)  # fmt: skip
+    examples = trained_on(monkeypatch)
+    events = list(star(sampler, *rest))
+    (_, first) = finished(events)
+    assert [(e.name, e.total) for e in events if isinstance(e, Phase)] == [
+        ("evaluate", 4), ("generate", 24), ("rationalize", 8), ("train", 1), ("evaluate", 4)]  # fmt: skip
+    assert (first["problems"], first["kept"], first["rationalized"]) == (8, 12, 0)
+    assert first["dropped"]["wrong"] == 4
+    assert len(examples[0]) == 12
+    generations = [g for e in events if isinstance(e, Chunk) for g in e.generations]
+    assert len({g.key for g in generations}) == len({g.seed for g in generations}) == len(generations)
+
+
+@pytest.mark.parametrize(("dedup", "cap", "most"), [("off", None, 3), ("on", None, 2), ("on", 1, 1), ("off", 2, 2)])
+def test_repeats_and_cap(setup, monkeypatch, dedup, cap, most):
+    examples = trained_on(monkeypatch)
+    sampler, *rest = setup(varied(lambda text: True), samples=3, temperature=1.0, dedup=dedup, cap=cap)
+    list(star(sampler, *rest))
+    prompts_seen = [e.tokens[: e.n_prompt] for e in examples[0]]
+    assert max(prompts_seen.count(p) for p in prompts_seen) == most
+    if dedup == "on":
+        assert len(set(examples[0])) == len(examples[0])
+
+
+def test_all_rounds_are_trained_on_and_come_back_from_disk(setup, monkeypatch):
+    """Other problems each iteration: the second trains on both iterations' rationales, resumed or not."""
+    examples = trained_on(monkeypatch)
+    options = {"rounds": "all", "iterations": 2, "problems": 4}
+    sampler, *rest = setup(varied(lambda text: True), Riddles(20), **options)
+    events = list(star(sampler, *rest))
+    assert len(examples[0]) == 4
+    assert len(examples[1]) == 8
+    assert [m["examples"] for m in finished(events)[1:]] == [4, 8]
+    made = [g for e in events if isinstance(e, Chunk) for g in e.generations if g.iteration == 1]
+    sampler, *rest = setup(lambda text: ("=" + answer(text), "stop"), Riddles(20), **options)
+    list(star(sampler, *rest, state=State(1), made=made))
+    assert examples[2][:4] == examples[1][:4]
+    assert len(examples[2]) == 8
+
+
+@pytest.mark.parametrize(("wanted", "asked"), [(1, 3), (3, 3), (4, 6), (7, 8), (8, 8)])
+def test_sampling_stops_when_enough_is_right(setup, wanted, asked):
+    """In parts of as many problems as there are slots, each with its hint pass, so that the mix stays."""
+    sampler, *rest = setup(lambda text: ("=" + answer(text) if "hint" in text else "=1", "stop"), wanted=wanted)
+    (_, first) = finished(star(sampler, *rest))
+    assert first["problems"] == asked
+    assert first["rationalized"] == asked
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_share_of_the_failures_is_rationalized(setup, share):
+    script = lambda text: ("=" + answer(text) if "hint" in text or answer(text) == "2" else "=1", "stop")  # noqa: E731
+    counts = []
+    for seed in range(6):
+        sampler, *rest = setup(script, Riddles(44), problems=40, hint_share=share, seed=seed)
+        (_, first) = finished(star(sampler, *rest))
+        assert first["rationalized"] + first["dropped"]["wrong"] == 39
+        counts.append(first["rationalized"])
+    assert {0.0: max(counts) == 0, 0.5: 12 <= min(counts) <= max(counts) <= 28, 1.0: min(counts) == 39}[share]
+    assert len(set(counts)) > 1 or share != 0.5
+
+
+def test_epochs_say_how_long_to_train(setup):
+    sampler, *rest = setup(lambda text: ("=" + answer(text), "stop"), epochs=2.5, first_steps=28)
+    (_, first) = finished(star(sampler, *rest))
+    assert first["steps"] == 5  # 8 examples, 4 a step
+
+
 def test_accuracy_weighs_groups_alike():
     problems = [
         Problem("1", "", "", "a"),

@@ -11,7 +11,7 @@ from conftest import SHIPPED
 import checkpoints
 import train
 from star.config import StarConfig
-from star.loop import State, star
+from star.loop import Finished, State, star
 from star.lora import add_lora
 from star.run import Run, facts, generation, newest_finished, read_lines, whole_chunks, write_json
 from star.sampler import Sampler
@@ -78,6 +78,33 @@ def test_killed_and_resumed_is_byte_equal(straight, tmp_path, moment):
         play(folder, resume=True, stop=lambda count, event: count == 15 + moment // 8)
     play(folder, resume=True)
     assert_equal_runs(straight, folder)
+
+
+def test_all_rounds_resume_byte_equal(tmp_path, monkeypatch):
+    """--rounds all trains on what earlier iterations wrote: a resumed run reads it back from disk."""
+    monkeypatch.setitem(SETTINGS, "rounds", "all")
+    play(tmp_path / "straight", resume=False)
+    finished = []
+
+    def at(count, event):
+        if isinstance(event, Finished):
+            finished.append(event.iteration)
+        return len(finished) == 3 and not isinstance(event, Finished)  # in iteration 3, its first event
+
+    with pytest.raises(Killed):
+        play(tmp_path / "run", resume=False, stop=at)
+    play(tmp_path / "run", resume=True)
+    assert_equal_runs(tmp_path / "straight", tmp_path / "run")
+    examples = [m["examples"] for m in read_lines(tmp_path / "run" / "metrics.jsonl")[1:]]
+    assert examples == sorted(examples)
+    assert examples[2] > 45
+
+
+def test_slots_that_were_chosen_stay(tmp_path):
+    run = Run.create(tmp_path / "run", StarConfig(), {"slots": 77, "dtype": "float32"})
+    again, _, _ = Run.resume(run.folder)
+    assert (again.config.slots, again.config.dtype) == (77, "float32")
+    assert Run.resume(run.folder, slots=5)[0].config.slots == 5
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "samples/iter-002.jsonl"])

@@ -4,14 +4,15 @@ import math
 
 import pytest
 import torch
-from conftest import random_decoder
+from conftest import SHIPPED, random_decoder
 
 import checkpoints
 import star.sampler
+from star.batch import pack
 from star.cache import KVCache, free_memory
 from star.draws import gumbel, truncate
 from star.finetune import finetune
-from star.lora import add_lora, reset
+from star.lora import add_lora, reset, trainable
 from star.problem import Example
 from star.sampler import Sampler
 from star.text import TextStream
@@ -93,25 +94,32 @@ def test_equals_naive_in_float32_where_the_margin_is_clear(temperature, report):
     report(f"sampler, float32, temperature {temperature}: {compared} positions, {excused} excused (margin <= 1e-3)")
 
 
-@pytest.mark.parametrize("live", ["off", "on"])
-def test_log_probabilities_are_those_of_the_trainer(shipped, tokenizer, arithmetic, live, report):
-    """What the sampler says of a token is what a forward over the whole sequence says, adapters on."""
-    add_lora(shipped, rank=4)
-    torch.manual_seed(0)
+@pytest.mark.parametrize("merge", ["off", "on"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_log_probabilities_are_those_of_the_trainer(tokenizer, arithmetic, merge, dtype, report):
+    """What the sampler says of a token is what the trainer's packed forward says, adapters on.
+
+    In float32 to rounding. bfloat16 keeps three digits: there the drift is reported, and must stay as small as that.
+    """
+    model = add_lora(checkpoints.load_model(SHIPPED, dtype=dtype), rank=4)
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for name, p in shipped.named_parameters():
+        for name, p in trainable(model).items():
             if ".B." in name:
-                p.copy_(0.05 * torch.randn_like(p))
+                p.copy_(0.05 * torch.randn(p.shape, generator=generator))
     prompts = [tokenizer.encode(arithmetic.question(p)) for p in arithmetic.heldout[::20]]
-    outs = Sampler(shipped, 16, 128, tokenizer, merge=live).generate(prompts, max_new_tokens=40, temperature=1.0)
-    worst = 0.0
+    outs = Sampler(model, 16, 128, tokenizer, merge=merge).generate(prompts, max_new_tokens=40, temperature=1.0)
+    drift = []
     for prompt, out in zip(prompts, outs, strict=True):
+        packed = pack([Example((*prompt, *out.tokens), len(prompt))], model.device)
         with torch.no_grad():
-            logits = shipped(torch.tensor([prompt + list(out.tokens)]))[0, len(prompt) - 1 : -1]
-        scored = logits.log_softmax(-1).gather(1, torch.tensor(out.tokens)[:, None])[:, 0]
-        worst = max(worst, float((scored - torch.tensor(out.logprobs)).abs().max()))
-    report(f"log-probability, sampler against trainer, float32, merge {live}: largest difference {worst:.1e}")
-    assert worst <= 1e-4
+            scored = model.logits(packed.hidden(model)).log_softmax(-1).gather(1, packed.targets[:, None])[:, 0]
+        drift += (scored - torch.tensor(out.logprobs)).abs().tolist()
+    mean, worst = sum(drift) / len(drift), max(drift)
+    report(f"log-probability, sampler against trainer, {dtype}, merge {merge}: mean {mean:.1e}, largest {worst:.1e}")
+    most_mean, most = (1e-5, 1e-4) if dtype == "float32" else (0.05, 2.0)
+    assert mean <= most_mean
+    assert worst <= most
 
 
 def test_a_row_does_not_depend_on_its_neighbours():
@@ -236,6 +244,16 @@ def test_a_prompt_longer_than_the_others_answers():
         outs = Sampler(model, slots, 128).generate(prompts, max_new_tokens=[3, 7, 5, 2, 60])
         for prompt, n, out in zip(prompts, [3, 7, 5, 2, 60], outs, strict=True):
             assert list(out.tokens) == naive(model, prompt, n)[0]
+
+
+def test_a_slot_that_waits_does_not_spoil_its_next_row():
+    """Long rows end early; their slots idle beside short rows, far beyond the keys these use, and are then refilled."""
+    model = random_decoder(seed=5, windows=(3, 2))
+    prompts = ragged(7, 1, low=40, high=41) + ragged(57, 2, low=2, high=3) + ragged(20, 3, low=1, high=2)
+    limits = [2] * 7 + [60] + [10 + i % 9 for i in range(56)] + [45] * 20
+    outs = Sampler(model, 64, 80).generate(prompts, max_new_tokens=limits)
+    for prompt, n, out in list(zip(prompts, limits, outs, strict=True))[::3]:
+        assert list(out.tokens) == naive(model, prompt, n)[0]
 
 
 def test_several_samples_of_a_prompt_take_one_prefill(monkeypatch):

@@ -27,8 +27,8 @@ ARMS = {"with": "failure", "without": "off"}  # rationalization -> --hint
 FRESH = 1000  # sums a length in the final check
 
 
-def run_all(out: Path, seeds: list[int], flags: list[str]) -> dict[tuple[str, int], list[dict]]:
-    """(arm, seed) -> metrics, a record an iteration. Raises ValueError if a run stops with an error."""
+def run_all(out: Path, seeds: list[int], flags: list[str]) -> tuple[int, dict[tuple[str, int], list[dict]]]:
+    """(exit code, (arm, seed) -> metrics, a record an iteration). A run that fails has said why."""
     metrics = {}
     for seed in seeds:
         for arm, hint in ARMS.items():
@@ -39,12 +39,10 @@ def run_all(out: Path, seeds: list[int], flags: list[str]) -> dict[tuple[str, in
                     "--out", str(folder), "--hint", hint, "--seed", str(seed), *flags]
                 print(f"\n{arm} rationalization, seed {seed}: python train.py {' '.join(started)}", flush=True)
                 code = train.main(started)
-                if code == 130:
-                    raise KeyboardInterrupt
                 if code:
-                    raise ValueError(f"python train.py {' '.join(started)} ended with exit code {code}")
+                    return code, metrics
             metrics[arm, seed] = read_lines(folder / "metrics.jsonl")
-    return metrics
+    return 0, metrics
 
 
 def table(metrics: dict[tuple[str, int], list[dict]], seeds: list[int]) -> list[str]:
@@ -126,7 +124,9 @@ def main(argv: list[str] | None = None) -> int:
         taken = {"--resume", "--hint", "--seed", "--task", "--digits"} & {f.partition("=")[0] for f in flags}
         if taken:
             raise ValueError(f"{', '.join(sorted(taken))}: this experiment sets it itself")
-        metrics = run_all(args.out, args.seeds, flags)
+        code, metrics = run_all(args.out, args.seeds, flags)
+        if code:
+            return code
         print("\nmean held-out accuracy, %\n" + "\n".join(table(metrics, args.seeds)))
         last = metrics["with", args.seeds[0]][-1]["iteration"]
         print(f"\n{FRESH} fresh sums a length, right, %")

@@ -1,0 +1,95 @@
+"""Each kernel against its plain twin, forward and backward, in one process, in turn (lora_linear.py has its own file).
+
+    python tests/bench/kernels.py
+
+Prints milliseconds (median of the rounds), the ratio, and the share of the floor: operations over the rate of a large
+matrix product, or bytes that must be read and written over the rate of a large copy, whichever takes longer.
+"""
+
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from kernels.attention import attention, attention_reference, causal_attention
+from kernels.cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
+from kernels.norm import rms_norm, rms_norm_reference
+
+ROUNDS = 11
+
+
+def seconds(f, repeat):
+    f()
+    began = time.perf_counter()
+    for _ in range(repeat):
+        f()
+    return (time.perf_counter() - began) / repeat
+
+
+def there_and_back(f, *args):
+    out = f(*args)
+    out.backward(torch.ones_like(out))
+
+
+def decode_case(rows, heads, kv, size, own, prefix):
+    """(attention, its twin) of one decode step: rows with `own` keys each behind a shared prefix."""
+    q, k, v = torch.randn(rows, heads, 1, size), torch.randn(rows, kv, own, size), torch.randn(rows, kv, own, size)
+    shared = (torch.randn(kv, prefix, size), torch.randn(kv, prefix, size)) if prefix else None
+    args = (q, k, v, torch.zeros(rows, heads, 1, prefix + own), size**-0.5, 0.0, shared)
+    keys = 2 * 4 * kv * size
+    return lambda: attention_reference(*args), lambda: attention(*args), 0, keys * (rows * own + prefix)
+
+
+def causal_case(rows, heads, kv, length, size):
+    q, k, v = (torch.randn(rows, h, length, size, requires_grad=True) for h in (heads, kv, kv))
+    mask = torch.full((1, 1, length, length), -torch.inf).triu(1)
+    scale, work = size**-0.5, rows * heads * length * length * size
+    return (lambda: there_and_back(attention_reference, q, k, v, mask, scale),
+            lambda: there_and_back(causal_attention, q, k, v, scale), 7 * work, 0)  # fmt: skip
+
+
+def loss_case(rows, width, vocab):
+    hidden, weight = torch.randn(rows, width, requires_grad=True), torch.randn(vocab, width)
+    targets = torch.randint(0, vocab, (rows,))
+    return (lambda: there_and_back(linear_cross_entropy_reference, hidden, weight, targets),
+            lambda: there_and_back(linear_cross_entropy, hidden, weight, targets), 4 * rows * width * vocab, 0)
+
+
+def norm_case(rows, width):
+    x, weight = torch.randn(rows, width, requires_grad=True), torch.randn(width)
+    return (lambda: there_and_back(rms_norm_reference, x, weight, 1e-5),
+            lambda: there_and_back(rms_norm, x, weight, 1e-5), 0, 4 * 5 * rows * width)  # fmt: skip
+
+
+CASES = {
+    "decode attention, 512 x 60 keys": (decode_case, (512, 4, 2, 32, 60, 0), 20),
+    "decode attention, 64 x 200 keys behind 800": (decode_case, (64, 9, 3, 64, 200, 800), 5),
+    "causal attention, 14 x 70, there and back": (causal_case, (14, 4, 2, 70, 32), 20),
+    "causal attention, 2 x 1000, there and back": (causal_case, (2, 4, 2, 1000, 32), 3),
+    "cross-entropy, 1,100 x 21, there and back": (loss_case, (1100, 128, 21), 20),
+    "cross-entropy, 2,048 x 49,152, there and back": (loss_case, (2048, 576, 49_152), 1),
+    "RMS norm, 1,408 x 128, there and back": (norm_case, (1408, 128), 50),
+}
+
+
+def main():
+    a, b = torch.randn(1024, 1024), torch.randn(2**25)
+    rate = 2 * 1024**3 / min(seconds(lambda: torch.mm(a, a), 10) for _ in range(5))
+    speed = 2 * b.nbytes / min(seconds(lambda: b.clone(), 3) for _ in range(5))
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}; {rate / 1e9:.0f} GFLOP/s in a product of "
+          f"1024 x 1024 matrices, {speed / 1e9:.0f} GB/s in a copy")
+    print(f"{'':46}{'plain ms':>10}{'fast ms':>10}{'ratio':>8}{'floor ms':>10}{'reached':>9}")
+    for name, (case, args, repeat) in CASES.items():
+        torch.manual_seed(0)
+        plain, fast, operations, size = case(*args)
+        took = [(seconds(plain, repeat), seconds(fast, repeat)) for _ in range(ROUNDS if repeat > 1 else 3)]
+        slow, quick = (1e3 * statistics.median(t) for t in zip(*took, strict=True))
+        floor = 1e3 * max(operations / rate, size / speed)
+        print(f"{name:46}{slow:10.2f}{quick:10.2f}{slow / quick:8.2f}{floor:10.2f}{floor / quick:9.0%}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
