@@ -58,16 +58,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden), chunk):
             rows = slice(start, start + chunk)
             h, target = hidden[rows], targets[rows, None]
-            y = F.linear(h, weight, bias).to(wide).mul_(scale)  # (n, V); chunk rows of it at most
+            y = F.linear(h, weight, bias).to(wide)  # (n, V); chunk rows of it at most, changed in place from here on
+            if scale != 1:
+                y.mul_(scale)
             if cap:
                 y.div_(cap).tanh_().mul_(cap)
+                slope = 1 - (y / cap).square_()
             log_total = y.logsumexp(dim=-1, keepdim=True)
             total += (log_total - y.gather(1, target)).sum()
-            d = torch.exp(y - log_total)  # softmax
+            d = y.sub_(log_total).exp_()  # softmax
             d.scatter_add_(1, target, d.new_full(target.shape, -1.0))
             if cap:
-                d.mul_(1 - (y / cap).square_())
-            d = d.mul_(scale).to(hidden.dtype)
+                d.mul_(slope)
+            if scale != 1:
+                d.mul_(scale)
+            d = d.to(hidden.dtype)
             if d_hidden is not None:
                 torch.mm(d, weight, out=d_hidden[rows])
             if d_weight is not None:

@@ -47,7 +47,7 @@ class StarConfig:
     rounds: str = setting("last", "train on the rationales of the last iteration (the paper) or of all so far",
                           ("last", "all"))
     first_steps: int = setting(28, "optimizer steps of the first iteration", low=1, high=10**7)
-    growth: float = setting(1.3, "factor on the steps from one iteration to the next", low=1.0, high=10.0)
+    growth: float = setting(1.25, "factor on the steps from one iteration to the next", low=1.0, high=10.0)
     epochs: float | None = setting(None, "passes over the examples, instead of --first-steps and --growth", low=1e-3,
                                    high=10**6)
     few_shot_train: str = setting("off", "train behind the few-shot text too (no loss on it)", ("on", "off"))

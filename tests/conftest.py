@@ -1,10 +1,7 @@
 """What several tests need: tiny random decoders, the model that ships, and lines that the summary prints."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads of tiny operations must not spin on a busy machine
 
 import pytest
 import torch

@@ -202,7 +202,9 @@ def test_a_merged_export_says_what_the_adapted_model_says(tmp_path):
     model = with_adapters()
     checkpoints.export_merged(model, tmp_path / "out")
     ids = torch.arange(2, 15)[None]
-    torch.testing.assert_close(checkpoints.load_model(tmp_path / "out")(ids), model(ids), atol=1e-4, rtol=1e-4)
+    expected = model(ids).detach()
+    limit = 1e-4 * max(1.0, float(expected.abs().max()))  # adapters this wild make logits of some dozens
+    torch.testing.assert_close(checkpoints.load_model(tmp_path / "out")(ids), expected, atol=limit, rtol=1e-4)
     assert checkpoints.load_tokenizer(tmp_path / "out").encode("1+2\n") == checkpoints.load_tokenizer(SHIPPED).encode(
         "1+2\n"
     )

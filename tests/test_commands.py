@@ -19,6 +19,7 @@ import sample
 import train
 from star.experiments import addition, tiny_adder
 from star.run import read_lines, write_json
+from star.tasks import load_task
 from star.tasks.arithmetic import Arithmetic, split
 
 SMALL = ["--model", str(SHIPPED), "--digits", "1-2", "--problems", "40", "--first-steps", "2", "--iterations", "1"]
@@ -227,7 +228,10 @@ def test_tiny_adder_makes_a_model_that_loads(capsys, monkeypatch):
 
 def test_addition_experiment(capsys, monkeypatch, tmp_path):
     """Both arms, two seeds; a second call runs nothing again and goes on with what was stopped."""
-    monkeypatch.setattr(addition, "FRESH", 20)
+    task = load_task("arithmetic")
+    task.heldout = task.heldout[::20]
+    monkeypatch.setattr(train, "load_task", lambda *_, **__: task)
+    monkeypatch.setattr(addition, "FRESH", 8)
     started = []
     monkeypatch.setattr(addition.train, "main", lambda argv, run=train.main: started.append(argv) or run(argv))
     one_line(capsys, addition.main(["--no-such-flag"]), "--no-such-flag")
@@ -239,7 +243,7 @@ def test_addition_experiment(capsys, monkeypatch, tmp_path):
     assert [a[1] for a in started] == ["made/with-3", "made/without-3", "made/with-4", "made/without-4"]
     assert "| iteration | with, seed 3 | with, seed 4 | without, seed 3 | without, seed 4 |" in out
     assert re.search(r"^\| 1 \| [\d.]+ \| [\d.]+ \| [\d.]+ \| [\d.]+ \|$", out, re.M)
-    assert len(re.findall(r"^(base|with.*|without.*)  3-digit +[\d.]+ .* 6-digit +0.0$", out, re.M)) == 5
+    assert len(re.findall(r"^(base|with.*|without.*) +3-digit +[\d.]+ .* 6-digit +0.0$", out, re.M)) == 5
     assert Path("made/curves.png").read_bytes()[:4] == b"\x89PNG"
     hints = [json.loads(Path(f"made/{arm}-3/config.json").read_text())["settings"]["hint"] for arm in addition.ARMS]
     assert hints == ["failure", "off"]

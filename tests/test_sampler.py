@@ -55,19 +55,19 @@ VARIANTS = {
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("slots", [1, 3, 8, 64])
 @pytest.mark.parametrize("prefix", [[], PREFIX[:1], PREFIX], ids=["no prefix", "prefix of 1", "prefix of 8"])
-def test_equals_naive_in_float64(prefix, slots, variant, temperature):
+def test_equals_naive_in_float64(prefix, variant, temperature):
     model = random_decoder(seed=5, **VARIANTS[variant])
     prompts, seeds = ragged(9, seed=2), list(range(100, 109))
-    outs = Sampler(model, slots=slots, max_len=40).generate(
-        prompts, prefix=prefix, max_new_tokens=12, temperature=temperature, stop_ids=[7], seeds=seeds
-    )
-    for prompt, seed, out in zip(prompts, seeds, outs, strict=True):
-        ids, logps, _ = naive(model, prefix + prompt, 12, [7], temperature, seed)
-        assert list(out.tokens) == ids
-        assert out.finish == ("stop" if ids[-1] == 7 else "length")
-        assert out.logprobs == pytest.approx(logps, abs=1e-6)  # log-probabilities are returned in float32
+    expected = [naive(model, prefix + p, 12, [7], temperature, s) for p, s in zip(prompts, seeds, strict=True)]
+    for slots in (1, 3, 8, 64):
+        outs = Sampler(model, slots=slots, max_len=40).generate(
+            prompts, prefix=prefix, max_new_tokens=12, temperature=temperature, stop_ids=[7], seeds=seeds
+        )
+        for (ids, logps, _), out in zip(expected, outs, strict=True):
+            assert list(out.tokens) == ids
+            assert out.finish == ("stop" if ids[-1] == 7 else "length")
+            assert out.logprobs == pytest.approx(logps, abs=1e-6)  # log-probabilities are returned in float32
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -187,8 +187,7 @@ def test_on_token_sees_every_token_once():
 
 
 @pytest.mark.parametrize("prefix", [[], PREFIX], ids=["no prefix", "prefix"])
-@pytest.mark.parametrize("slots", [1, 3, 8, 64])
-def test_flags_read_every_few_steps_change_nothing(monkeypatch, slots, prefix):
+def test_flags_read_every_few_steps_change_nothing(monkeypatch, prefix):
     """On a GPU the host looks at the flags now and then; rows that ended in between must not show what came after."""
     model, prompts = random_decoder(seed=5), ragged(19, seed=4)
     options = {"max_new_tokens": [1 + i % 12 for i in range(19)], "temperature": 1.0, "stop_ids": range(5)}
@@ -197,11 +196,12 @@ def test_flags_read_every_few_steps_change_nothing(monkeypatch, slots, prefix):
     for i, out in enumerate(expected):
         ids = naive(model, [*prefix, *prompts[i]], options["max_new_tokens"][i], range(5), 1.0, i)[0]
         assert list(out.tokens) == ids
+    monkeypatch.setattr(star.sampler, "looks_are_free", lambda device: False)
     for every in (1, 2, 3, 8, 100):
         monkeypatch.setattr(star.sampler, "SYNC_EVERY", every)
-        monkeypatch.setattr(star.sampler, "looks_are_free", lambda device: False)
-        got = Sampler(model, slots, 64).generate(prompts, **options)
-        assert [(o.tokens, o.finish) for o in got] == [(o.tokens, o.finish) for o in expected]
+        for slots in (1, 3, 8, 64):
+            got = Sampler(model, slots, 64).generate(prompts, **options)
+            assert [(o.tokens, o.finish) for o in got] == [(o.tokens, o.finish) for o in expected]
 
 
 def test_slots_are_refilled(report):
@@ -313,14 +313,14 @@ class Bytes:
         return b"".join(self.pieces[i] for i in ids).decode(errors="replace")
 
 
-@pytest.mark.parametrize("every", [1, 3, 8, 100])
-@pytest.mark.parametrize("stop", [("##",), ("a#", "c"), ("é",), ("€", "#\n", "b c"), ("zz",)])
+@pytest.mark.parametrize("every", [1, 8, 100])
+@pytest.mark.parametrize("stop", [("##",), ("a#", "c"), ("é", "€"), ("€", "#\n", "b c"), ("zz",)])
 def test_stop_strings_that_span_tokens(monkeypatch, stop, every):
     """Against free completions, cut where the text first holds a stop string."""
     model, tokenizer = random_decoder(seed=5, vocab=Bytes.vocab_size), Bytes()
-    prompts = [[i % Bytes.vocab_size] for i in range(150)]
+    prompts = [[i % Bytes.vocab_size] for i in range(60)]
     options = {"max_new_tokens": 25, "temperature": 5.0, "stop_ids": [5]}
-    free = Sampler(model, 150, 64, tokenizer).generate(prompts, **options)
+    free = Sampler(model, 60, 64, tokenizer).generate(prompts, **options)
     monkeypatch.setattr(star.sampler, "SYNC_EVERY", every)
     monkeypatch.setattr(star.sampler, "looks_are_free", lambda device: False)
     outs = Sampler(model, 7, 64, tokenizer).generate(prompts, stop=stop, **options)
@@ -338,7 +338,7 @@ def test_stop_strings_that_span_tokens(monkeypatch, stop, every):
                 break
         else:
             assert (out.tokens, out.finish) == (whole.tokens, whole.finish)
-    assert cut > 3 or stop == ("zz",)
+    assert cut > 1 or stop == ("zz",)
 
 
 @pytest.mark.parametrize("stop", [(), ("##",), ("a#", "c"), ("é",)])

@@ -3,7 +3,8 @@
     python tests/bench/kernels.py
 
 Prints milliseconds (median of the rounds), the ratio, and the share of the floor: operations over the rate of a large
-matrix product, or bytes that must be read and written over the rate of a large copy, whichever takes longer.
+matrix product, or bytes that must be read and written over the rate of a large copy, whichever takes longer. What fits
+into the processor's cache can be faster than that copy: more than 100 %.
 """
 
 import statistics
@@ -76,9 +77,9 @@ CASES = {
 
 
 def main():
-    a, b = torch.randn(1024, 1024), torch.randn(2**25)
+    a, b, c = torch.randn(1024, 1024), torch.randn(2**25), torch.randn(2**25)
     rate = 2 * 1024**3 / min(seconds(lambda: torch.mm(a, a), 10) for _ in range(5))
-    speed = 2 * b.nbytes / min(seconds(lambda: b.clone(), 3) for _ in range(5))
+    speed = 2 * b.nbytes / min(seconds(lambda: c.copy_(b), 3) for _ in range(5))
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}; {rate / 1e9:.0f} GFLOP/s in a product of "
           f"1024 x 1024 matrices, {speed / 1e9:.0f} GB/s in a copy")
     print(f"{'':46}{'plain ms':>10}{'fast ms':>10}{'ratio':>8}{'floor ms':>10}{'reached':>9}")
