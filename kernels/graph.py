@@ -14,7 +14,7 @@ class Graphed:
 
     key: host values that shapes follow from (rows, keys in use); one graph each. Every call has the function's effect
     exactly once: the first runs it (libraries set themselves up then), the second records it, which does not run it,
-    and replays. Graphs share one pool of memory. `forget` after anything moved that the function uses.
+    and replays. Graphs share one pool of memory. Make a new `Graphed` after anything moved that the function uses.
     """
 
     def __init__(self, function: Callable[..., None], device: torch.device):
@@ -35,6 +35,3 @@ class Graphed:
                     self.function(*key)
                 self.graphs[key] = graph
             self.graphs[key].replay()
-
-    def forget(self) -> None:
-        self.graphs.clear()

@@ -155,7 +155,7 @@ def test_cross_entropy_of_no_rows():
 
 def test_cross_entropy_never_holds_the_full_logits():
     """The largest tensor that forward and backward make is a chunk's logits, not all rows'."""
-    hidden, weight = torch.randn(64, 8, requires_grad=True), torch.randn(500, 8)
+    hidden, weight = torch.randn(64, 3, requires_grad=True), torch.randn(500, 3)
     targets, largest = torch.randint(0, 500, (64,)), 0
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -166,11 +166,11 @@ def test_cross_entropy_never_holds_the_full_logits():
                 largest = max(largest, t.numel() if isinstance(t, torch.Tensor) else 0)
             return out
 
-    for fn, most in ((linear_cross_entropy, 8 * 500), (linear_cross_entropy_reference, 64 * 500)):
+    for fn, most in ((linear_cross_entropy, 4 * 500), (linear_cross_entropy_reference, 64 * 500)):
         largest = 0
         with Watch():
             fn(hidden, weight, targets, **({"chunk": 4} if fn is linear_cross_entropy else {})).backward()
-        assert largest == most if fn is linear_cross_entropy_reference else largest <= most
+        assert largest == most
 
 
 def test_a_graph_has_each_calls_effect_once(monkeypatch):
@@ -213,5 +213,3 @@ def test_a_graph_has_each_calls_effect_once(monkeypatch):
             step(*key)
         assert done == keys
         assert len(step.graphs) == (3 if device == "cuda" else 0)
-    step.forget()
-    assert not step.graphs
