@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 import checkpoints
-from checkpoints.weights import read_json
+from checkpoints.files import read_json
 from star import prompts
 from star.config import StarConfig
 from star.evaluate import VERDICTS, verdict

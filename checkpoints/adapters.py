@@ -1,46 +1,78 @@
 """LoRA adapters on disk, in PEFT's layout: `adapter_config.json` + `adapter_model.safetensors`.
 
-Tensors are `base_model.model.` + the module's path in the base's files + `.lora_A.weight` (r, in) | `.lora_B.weight`
-(out, r). What PEFT can do beyond plain LoRA (DoRA, fully trained modules, embeddings) is refused by name.
+Tensors are `base_model.model.` + the module's path in the base + `.lora_A.weight` (r, in) | `.lora_B.weight` (out, r);
+W' = W + s B A with s = alpha / r, or alpha / sqrt(r) with use_rslora; rank_pattern and alpha_pattern override r and
+alpha by module. What PEFT can do beyond that (DoRA, fully trained modules, embeddings, ...) is refused by name.
 """
 
-import json
+import math
+import re
+from collections import Counter
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from checkpoints.families import source_name
-from checkpoints.weights import open_tensors, read_json, write_atomically, write_tensors
+from checkpoints.families import Layout
+from checkpoints.files import TensorFile, read_json, write_json, write_tensors
 from star import lora
 from star.decoder import Decoder
 
 PREFIX = "base_model.model."
+BEYOND = ("use_dora", "modules_to_save", "lora_bias", "fan_in_fan_out", "layer_replication", "trainable_token_indices",
+          "target_parameters", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "kasa_config",
+          "velora_config", "monteclora_config", "megatron_config")  # settings of PEFT that change what is computed
+NEW_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations that change the base's weights
+
+
+def module_name(layout: Layout, part: str) -> str:
+    """The module's path in the reference's model: layers.0.self_attn.q_proj -> model.layers.0.self_attn.q_proj."""
+    return (layout.module_root or layout.roots[0]) + layout.name(part).removeprefix(layout.roots[0])
 
 
 def save_adapter(model: Decoder, path: str | Path) -> None:
-    """Write the model's adapters into a folder. The config is written last: it makes the folder whole."""
+    """Write the model's adapters into a folder. The config is written last: it makes the folder whole.
+
+    Where parts have several ranks, rank_pattern and alpha_pattern say so. ValueError if there are no adapters.
+    """
     modules = list(lora.lora_modules(model))
     if not modules:
         raise ValueError("the model has no adapters to save: add_lora first")
-    folder = Path(path)
+    folder, layout = Path(path), model.source.layout
     folder.mkdir(parents=True, exist_ok=True)
-    tensors, parts, ranks = {}, set(), set()
+    tensors, ranks = {}, {}
     for module_path, module in modules:
         for part, A, B in module.adapters():
-            name = PREFIX + source_name(f"{module_path.rpartition('.')[0]}.{part}", model.source.names)
-            tensors |= {f"{name}.lora_A.weight": A, f"{name}.lora_B.weight": B}
-            parts.add(part)
-            ranks.add(A.shape[0])
-    assert len(ranks) == 1, f"{ranks=}"
-    rank = ranks.pop()
+            canonical = f"{module_path.rpartition('.')[0]}.{part}"
+            name, order = module_name(layout, canonical), layout.order(canonical)
+            tensors[f"{PREFIX}{name}.lora_A.weight"] = A
+            tensors[f"{PREFIX}{name}.lora_B.weight"] = B if order is None else B[torch.argsort(order)]
+            ranks[name] = A.shape[0]
+    rank, scale = Counter(ranks.values()).most_common(1)[0][0], modules[0][1].scale
+    odd = {name: r for name, r in ranks.items() if r != rank}
     config = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(model.source.path),
-        "r": rank, "lora_alpha": modules[0][1].scale * rank, "target_modules": sorted(parts), "lora_dropout": 0.0,
-        "bias": "none", "fan_in_fan_out": False, "inference_mode": True, "modules_to_save": None, "use_rslora": False,
-        "use_dora": False,
+        "r": rank, "lora_alpha": _whole(scale * rank), "target_modules": _targets(list(ranks), model, layout),
+        "lora_dropout": 0.0, "bias": "none", "fan_in_fan_out": False, "inference_mode": True, "modules_to_save": None,
+        "use_rslora": False, "use_dora": False, "rank_pattern": odd,
+        "alpha_pattern": {name: _whole(scale * r) for name, r in odd.items()},
     }
     write_tensors(folder / "adapter_model.safetensors", tensors)
-    write_atomically(folder / "adapter_config.json", (json.dumps(config, indent=2) + "\n").encode())
+    write_json(folder / "adapter_config.json", config)
+
+
+def _whole(x: float) -> int | float:
+    return int(x) if x == int(x) else x
+
+
+def _targets(names: list[str], model: Decoder, layout: Layout) -> list[str]:
+    """Last words of the adapted modules where each stands for one module in every block, else their whole paths.
+
+    Last words would also hit a vision tower's modules, which are called the same.
+    """
+    words = Counter(name.rpartition(".")[2] for name in names)
+    everywhere = set(words.values()) == {model.config.n_layers} and not layout.module_root
+    return sorted(words) if everywhere else sorted(names)
 
 
 def load_adapter(model: Decoder, path: str | Path) -> None:
@@ -49,38 +81,83 @@ def load_adapter(model: Decoder, path: str | Path) -> None:
     Raises FileNotFoundError or ValueError for a folder that is not there, is damaged, uses more than plain LoRA, or
     does not fit this model. The model is untouched then.
     """
-    folder = Path(path)
-    config = read_json(folder / "adapter_config.json")
-    refused = [k for k in ("modules_to_save", "use_dora", "rank_pattern", "alpha_pattern") if config.get(k)]
-    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or refused:
-        raise ValueError(f"{folder}: only plain LoRA is supported, this is {config.get('peft_type')} with {refused}")
-    if not isinstance(config.get("r"), int) or not isinstance(config.get("lora_alpha"), int | float):
-        raise ValueError(f"{folder}/adapter_config.json lacks a number 'r' or 'lora_alpha'")
+    folder, layout = Path(path), model.source.layout
+    config = _read_config(folder)
     file = folder / "adapter_model.safetensors"
     if not file.is_file():
-        raise FileNotFoundError(f"no {file.name} in {folder}")
-    with open_tensors(file) as f:
-        found = {name: f.get_tensor(name) for name in list(f.keys())}
-    ranks, pairs = {}, {}
+        raise FileNotFoundError(f"no {file.name} in {folder}" + (
+            "; adapter_model.bin can run code and is not read: save it again as safetensors"
+            if (folder / "adapter_model.bin").is_file() else ""))
+    tensors = TensorFile(file)
+    left = dict.fromkeys(tensors.entries)
     shapes = {name.removesuffix(".weight"): view.shape for name, view in model.tensors()}
+    ranks, pairs = {}, {}
     for part in lora.linear_parts(model):
-        name = PREFIX + source_name(part, model.source.names)
-        A, B = found.pop(f"{name}.lora_A.weight", None), found.pop(f"{name}.lora_B.weight", None)
-        if A is None and B is None:
+        name = next((n for n in _spellings(layout, part) if f"{PREFIX}{n}.lora_A.weight" in left
+                     or f"{PREFIX}{n}.lora_B.weight" in left), None)
+        if name is None:
             continue
-        rank, (out, n_in) = config["r"], shapes[part]
-        if A is None or B is None or A.shape != (rank, n_in) or B.shape != (out, rank):
-            raise ValueError(f"{file}: {name} does not fit a linear of shape [{out}, {n_in}] at rank {rank}: "
-                             "it was made for another base model")
-        ranks[part], pairs[part] = rank, (A, B)
-    if found or not pairs:
-        stray = next(iter(found), "no tensor")
+        rank, scale = _rank_and_scale(config, name)
+        keys = [f"{PREFIX}{name}.lora_{letter}.weight" for letter in "AB"]
+        out, n_in = shapes[part]
+        found = [tensors.entries[key].shape if key in tensors else None for key in keys]
+        if found != [(rank, n_in), (out, rank)]:
+            raise ValueError(f"{file}: {name} does not fit a linear of shape [{out}, {n_in}] at rank {rank}: it was "
+                             "made for another base model")
+        A, B = (tensors.read(key) for key in keys)
+        order = layout.order(part)
+        ranks[part], pairs[part] = rank, (A, B if order is None else B[order], scale)
+        for key in keys:
+            del left[key]
+    if left or not pairs:
+        stray = next(iter(left), "no tensor")
+        if "lora_embedding" in stray or "lm_head" in stray or "embed" in stray:
+            raise ValueError(f"{file} adapts the embedding or the head ({stray}), which is not supported: only the "
+                             "linears of the blocks are")
         raise ValueError(f"{file} was made for another base model: {stray} has no place in this one")
+    _attach(model, ranks, pairs, config)
+
+
+def _attach(
+    model: Decoder, ranks: dict[str, int], pairs: dict[str, tuple[Tensor, Tensor, float]], config: dict
+) -> None:
+    """All adapters of a model have one scale; a module whose scale differs gets the quotient into its B."""
+    scale = _rank_and_scale(config | {"rank_pattern": {}, "alpha_pattern": {}}, "")[1]
     lora.remove_lora(model)
-    lora.attach(model, ranks, config["lora_alpha"] / (config["r"] ** (0.5 if config.get("use_rslora") else 1)))
+    lora.attach(model, ranks, scale)
     with torch.no_grad():
-        for path_, module in lora.lora_modules(model):
+        for path, module in lora.lora_modules(model):
             for part, A, B in module.adapters():
-                a, b = pairs[f"{path_.rpartition('.')[0]}.{part}"]
+                a, b, own = pairs[f"{path.rpartition('.')[0]}.{part}"]
                 A.copy_(a)
-                B.copy_(b)
+                B.copy_(b if own == scale else b.to(B.dtype) * (own / scale))
+
+
+def _read_config(folder: Path) -> dict:
+    config = read_json(folder / "adapter_config.json")
+    beyond = [k for k in BEYOND if config.get(k)] + [k for k in ("bias",) if config.get(k, "none") != "none"]
+    if config.get("peft_type") != "LORA" or beyond:
+        what = f"LoRA with {', '.join(beyond)}" if beyond else config.get("peft_type")
+        raise ValueError(f"{folder}: only plain LoRA is supported, this is {what}")
+    if str(config.get("init_lora_weights", "")).lower().startswith(NEW_BASE):
+        raise ValueError(f"{folder}: only plain LoRA is supported, and {config['init_lora_weights']} changes the base: "
+                         "convert it to plain LoRA with PEFT")
+    if type(config.get("r")) is not int or type(config.get("lora_alpha")) not in (int, float) or config["r"] < 1:
+        raise ValueError(f"{folder}/adapter_config.json lacks a number 'r' or 'lora_alpha'")
+    return config
+
+
+def _spellings(layout: Layout, part: str) -> list[str]:
+    """How files may call a module: PEFT says the path in memory, which changed between versions for some families."""
+    tail = layout.name(part).removeprefix(layout.roots[0])
+    return [module_name(layout, part), *(root + tail for root in layout.roots)]
+
+
+def _rank_and_scale(config: dict, name: str) -> tuple[int, float]:
+    """Of one module. A pattern's key is a regular expression for the end of a module's path; the first match counts."""
+    def of(pattern: str, default: float) -> float:
+        entries = (config.get(pattern) or {}).items()
+        return next((value for key, value in entries if re.match(rf"(.*\.)?({key})$", name)), default)
+
+    rank = of("rank_pattern", config["r"])
+    return rank, of("alpha_pattern", config["lora_alpha"]) / (math.sqrt(rank) if config.get("use_rslora") else rank)

@@ -1,25 +1,67 @@
 """How each family's config.json and tensor names map onto the one decoder. A family is one short function.
 
 Both generations of config.json are read: `rope_theta` + `rope_scaling` + `torch_dtype` (transformers 4), and
-`rope_parameters` + `dtype` (5). What a family needs and this file lacks is refused by name, never ignored.
+`rope_parameters` + `dtype` (5). A key that a file leaves out has the value of that family's reference class. What a
+family needs and this file lacks is refused by name, never ignored.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from star.decoder import DecoderConfig
 from star.positions import ROPE_KINDS, Rope
 
 LLAMA_NAMES = {"attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
+ACTS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "relu": "relu", "relu2": "relu2", "gelu_new": "gelu_tanh",
+        "gelu_pytorch_tanh": "gelu_tanh"}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a family's files name and order what the decoder holds."""
+
+    names: dict[str, str]  # the decoder's word -> the file's word
+    roots: tuple[str, ...] = ("model.",)  # what may stand before all names but the head's; the first is what does
+    module_root: str = ""  # what stands there in the reference's memory, and in adapters, where it differs
+    ignored: str = r"\.rotary_emb\.inv_freq$"  # tensors that no text model needs
+    heads: tuple[int, ...] = ()  # fused qkv: block i of head_dim rows here is block heads[i] in the file; (): as it is
+    head_dim: int = 0
+
+    def name(self, canonical: str) -> str:
+        """The decoder's name -> the file's: layers.3.attn_norm.weight -> model.layers.3.input_layernorm.weight."""
+        words = ".".join(self.names.get(word, word) for word in canonical.split("."))
+        if canonical.startswith("lm_head"):
+            return "language_model." * self.roots[0].startswith("language_model.") + words
+        return self.roots[0] + words
+
+    def rooted(self, tensors: Collection[str]) -> "Layout":
+        """This layout with the root that these names have."""
+        last = (r for r in self.roots if replace(self, roots=(r,)).name("embed_tokens.weight") not in tensors)
+        return replace(self, roots=tuple(sorted(self.roots, key=set(last).__contains__)))
+
+    def order(self, canonical: str) -> Tensor | None:
+        """(rows,) int64: row i of this tensor is the file's row order[i]. None: the rows stand as they are.
+
+        heads (0, 2, 1) with head_dim 2: rows 0 1 4 5 2 3.
+        """
+        if not self.heads or "qkv_proj" not in canonical:
+            return None
+        blocks = torch.tensor(self.heads)[:, None] * self.head_dim
+        return (blocks + torch.arange(self.head_dim)).flatten()
 
 
 @dataclass
 class Draft:
-    """A decoder config in the making, pre-filled with the Llama baseline, and the layer names of the files."""
+    """A decoder config and a layout in the making, pre-filled with the Llama baseline."""
 
     fields: dict[str, Any]
     names: dict[str, str] = field(default_factory=lambda: dict(LLAMA_NAMES))
+    layout: dict[str, Any] = field(default_factory=dict)  # other fields of Layout
 
     def __getattr__(self, key: str) -> Any:
         return self.fields[key]
@@ -32,6 +74,13 @@ def llama(c: dict, o: Draft) -> None:
 
 def mistral(c: dict, o: Draft) -> None:
     o.fields["windows"] = (c.get("sliding_window", 4096),) * o.n_layers
+
+
+def ministral3(c: dict, o: Draft) -> None:
+    o.fields["windows"] = (c.get("sliding_window"),) * o.n_layers
+    args = o.ropes[0].args
+    if beta := args.get("llama_4_scaling_beta"):
+        o.fields["q_len_scale"] = (beta, args["original_max_position_embeddings"])
 
 
 def qwen2(c: dict, o: Draft) -> None:
@@ -47,7 +96,10 @@ def qwen3(c: dict, o: Draft) -> None:
 
 def smollm3(c: dict, o: Draft) -> None:
     llama(c, o)
-    o.fields["rope_of"] = tuple(0 if rope else None for rope in need(c, "no_rope_layers"))  # 1 = rope, 0 = none
+    each = c.get("no_rope_layer_interval", 4)
+    roped = c.get("no_rope_layers") or [(i + 1) % each != 0 for i in range(o.n_layers)]  # 1 = rope, 0 = none
+    o.fields["rope_of"] = tuple(0 if rope else None for rope in roped)
+    o.fields["windows"] = windows(c, o, lambda i: bool(c.get("use_sliding_window")) and not roped[i])
 
 
 def granite(c: dict, o: Draft) -> None:
@@ -56,43 +108,103 @@ def granite(c: dict, o: Draft) -> None:
                  "attn_scale": c.get("attention_multiplier", 1.0), "logit_scale": 1 / c.get("logits_scaling", 1.0)}
 
 
+def granite4(c: dict, o: Draft) -> None:
+    experts, types = c.get("num_local_experts", 8), set(c.get("layer_types") or {"mamba"})
+    if experts or types - {"attention", "full_attention"}:
+        raise ValueError(f"model_type 'granitemoehybrid' with {experts} experts and layers {', '.join(sorted(types))} "
+                         "is not supported: only the dense ones, with attention in every layer, are")
+    granite(c, o)
+    o.fields |= {"d_ff": c.get("shared_intermediate_size", 1024), "fused": ("gate_up_proj",), "bias_mlp": False}
+    o.names |= {"mlp": "shared_mlp", "gate_up_proj": "input_linear", "down_proj": "output_linear"}
+    if c.get("position_embedding_type") != "rope":
+        o.fields["ropes"] = ()
+
+
 def gemma(c: dict, o: Draft) -> None:
-    o.fields |= {"norm": "rms+1", "act": "gelu_tanh", "embed_scale": o.d_model**0.5}
+    biased = c.get("attention_bias", False)
+    o.fields |= {"norm": "rms+1", "act": "gelu_tanh", "embed_scale": o.d_model**0.5, "bias_qkv": biased,
+                 "bias_o": biased}
 
 
 def gemma2(c: dict, o: Draft) -> None:
     gemma(c, o)
-    o.fields |= {"block": "sandwich", "attn_scale": c.get("query_pre_attn_scalar", 256) ** -0.5,
-                 "attn_cap": c.get("attn_logit_softcapping") or 0.0,
-                 "logit_cap": c.get("final_logit_softcapping") or 0.0,
+    o.fields |= {"block": "sandwich", "act": act(c, "hidden_activation", "gelu_pytorch_tanh"),
+                 "attn_scale": c.get("query_pre_attn_scalar", 256) ** -0.5,
+                 "attn_cap": c.get("attn_logit_softcapping", 50.0) or 0.0,
+                 "logit_cap": c.get("final_logit_softcapping", 30.0) or 0.0,
                  "windows": windows(c, o, lambda i: i % 2 == 0)}
     o.names |= {"attn_out_norm": "post_attention_layernorm", "mlp_norm": "pre_feedforward_layernorm",
                 "mlp_out_norm": "post_feedforward_layernorm"}
 
 
 def gemma3(c: dict, o: Draft) -> None:
-    gemma2(c, o)
-    pattern = windows(c, o, lambda i: (i + 1) % c.get("sliding_window_pattern", 6) != 0)
+    gemma2({"final_logit_softcapping": None, **c}, o)
+    pattern = windows(c, o, lambda i: (i + 1) % (c.get("sliding_window_pattern") or 6) != 0)
     full = {"rope_theta": c.get("rope_theta", 1e6), **(c.get("rope_scaling") or {})}
     local = {"rope_theta": c.get("rope_local_base_freq", 1e4)}
-    if by_type := c.get("rope_parameters"):
-        full, local = by_type["full_attention"], by_type["sliding_attention"]
-    o.fields |= {"attn_cap": 0.0, "qk_norm": True, "windows": pattern, "ropes": (rope_of(full), rope_of(local)),
+    given = c.get("rope_parameters") or {}
+    full |= given.get("full_attention") or {k: v for k, v in given.items() if k != "sliding_attention"}
+    local |= given.get("sliding_attention") or {}
+    o.fields |= {"attn_cap": 0.0, "qk_norm": True, "windows": pattern, "ropes": (rope_of(c, full), rope_of(c, local)),
                  "rope_of": tuple(0 if w is None else 1 for w in pattern)}
+    o.layout |= {"roots": ("model.", "language_model.model.", "model.language_model."),
+                 "ignored": r"\.rotary_emb\.inv_freq$|^(model\.)?(vision_tower|multi_modal_projector)\.",
+                 "module_root": "model.language_model." if "text_config" in c else ""}
+
+
+def falcon(c: dict, o: Draft) -> None:
+    new = c.get("new_decoder_architecture") or c["model_type"] == "RefinedWeb"
+    two_norms = new and c.get("num_ln_in_parallel_attn") in (None, 2)
+    shared = o.n_heads if c.get("num_kv_heads") is None else count(c, "num_kv_heads")
+    kv = shared if new else 1 if c.get("multi_query", True) else o.n_heads  # 7B: one, whatever num_kv_heads says
+    biased = c.get("bias", False)
+    o.fields |= {
+        "norm": "layer", "norm_eps": c.get("layer_norm_epsilon", 1e-5), "act": act(c, "activation", "gelu"),
+        "gated": False, "fused": ("qkv_proj",), "bias_qkv": biased, "bias_o": biased, "bias_mlp": biased, "n_kv": kv,
+        "alibi": bool(c.get("alibi")), "ropes": () if c.get("alibi") else o.ropes,
+        "block": "parallel2" if two_norms else "parallel" if new or c.get("parallel_attn", True) else "pre",
+    }
+    o.names |= {
+        "embed_tokens": "word_embeddings", "layers": "h", "norm": "ln_f", "self_attn": "self_attention",
+        "qkv_proj": "query_key_value", "o_proj": "dense", "up_proj": "dense_h_to_4h", "down_proj": "dense_4h_to_h",
+    } | ({"attn_norm": "ln_attn", "mlp_norm": "ln_mlp"} if two_norms else {})
+    # the file's rows: for each key head its query heads, the key, the value; here: all queries, all keys, all values
+    group = o.n_heads // kv + 2
+    queries = [h // (group - 2) * group + h % (group - 2) for h in range(o.n_heads)]
+    keys = [g * group + group - 2 for g in range(kv)]
+    o.layout |= {"roots": ("transformer.",), "heads": (*queries, *keys, *(k + 1 for k in keys)), "head_dim": o.head_dim}
 
 
 def nemotron(c: dict, o: Draft) -> None:
     llama(c, o)
     partial = (c.get("rope_parameters") or {}).get("partial_rotary_factor", c.get("partial_rotary_factor", 0.5))
-    o.fields |= {"norm": "layer+1", "norm_eps": c.get("norm_eps", 1e-5), "act": "relu2", "gated": False,
-                 "rot_dim": int(o.head_dim * partial)}
+    o.fields |= {"norm": "layer+1", "norm_eps": c.get("norm_eps", 1e-5), "act": act(c, "hidden_act", "relu2"),
+                 "gated": False, "rot_dim": int(o.head_dim * partial)}
 
 
 FAMILIES: dict[str, Callable[[dict, Draft], None]] = {
-    "llama": llama, "mistral": mistral, "qwen2": qwen2, "qwen3": qwen3, "smollm3": smollm3, "granite": granite,
-    "gemma": gemma, "gemma2": gemma2, "gemma3_text": gemma3, "nemotron": nemotron,
+    "llama": llama, "mistral": mistral, "ministral3": ministral3, "qwen2": qwen2, "qwen3": qwen3, "smollm3": smollm3,
+    "granite": granite, "granitemoehybrid": granite4, "gemma": gemma, "gemma2": gemma2, "gemma3_text": gemma3,
+    "gemma3": gemma3, "falcon": falcon, "RefinedWeb": falcon, "RefinedWebModel": falcon, "nemotron": nemotron,
 }
-TIED_BY_DEFAULT = {"gemma", "gemma2", "gemma3_text", "smollm3"}  # the old serializer dropped the key where it was True
+TIED = {"tie_word_embeddings": True}
+GEMMA2 = TIED | {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "sliding_window": 4096}
+DEFAULTS: dict[str, dict] = {  # what the reference's class takes where a file has no such key
+    "mistral": {"num_key_value_heads": 8, "max_position_embeddings": 131_072},
+    "ministral3": {"num_key_value_heads": 8, "rms_norm_eps": 1e-5, "max_position_embeddings": 262_144},
+    "qwen2": {"max_position_embeddings": 32_768},
+    "qwen3": {"head_dim": 128, "max_position_embeddings": 32_768},
+    "smollm3": TIED | {"num_key_value_heads": 4, "rope_theta": 2e6, "max_position_embeddings": 32_768},
+    "gemma": TIED | {"num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 256,
+                     "max_position_embeddings": 8192},
+    "gemma2": GEMMA2 | {"max_position_embeddings": 8192},
+    "gemma3_text": GEMMA2 | {"max_position_embeddings": 131_072, "vocab_size": 262_208, "hidden_size": 2304,
+                             "intermediate_size": 9216, "num_hidden_layers": 26},
+    "nemotron": {"max_position_embeddings": 4096},
+} | dict.fromkeys(("falcon", "RefinedWeb", "RefinedWebModel"), TIED)
+DEFAULTS |= {"gemma3": DEFAULTS["gemma3_text"]}
+FALCON_KEYS = {"n_embed": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads",
+               "n_head_kv": "num_kv_heads", "ffn_hidden_size": "intermediate_size"}  # old and own spellings
 
 
 def need(c: dict, key: str) -> Any:
@@ -104,36 +216,76 @@ def need(c: dict, key: str) -> Any:
 
 def count(c: dict, key: str) -> int:
     value = need(c, key)
-    if not isinstance(value, int) or value < 1:
+    if type(value) is not int or value < 1:
         raise ValueError(f"config.json has {key!r}: {value!r}; it must be a positive whole number")
     return value
 
 
+def act(c: dict, key: str, default: str) -> str:
+    """The decoder's word for the activation that the file names."""
+    name = c.get(key) or default
+    if name not in ACTS:
+        raise ValueError(f"config.json has {key!r}: {name!r}; supported are {', '.join(ACTS)}")
+    return ACTS[name]
+
+
 def windows(c: dict, o: Draft, windowed: Callable[[int], bool]) -> tuple[int | None, ...]:
     """The window of each layer: by `layer_types` where the file has it, else by the family's own rule."""
-    types = c.get("layer_types")
+    types: Sequence[str] = c.get("layer_types") or ()
+    if types and len(types) != o.n_layers:
+        raise ValueError(f"config.json has {len(types)} layer_types for {o.n_layers} layers")
+    if odd := set(types) - {"sliding_attention", "full_attention"}:
+        raise ValueError(f"config.json has layers of type {', '.join(sorted(odd))}, which are not supported")
     local = [t == "sliding_attention" for t in types] if types else [windowed(i) for i in range(o.n_layers)]
-    return tuple(need(c, "sliding_window") if w else None for w in local)
+    return tuple(count(c, "sliding_window") if w else None for w in local)
 
 
-def rope_of(args: dict) -> Rope:
-    args = {k: v for k, v in args.items() if k != "partial_rotary_factor"}
-    theta, kind = args.pop("rope_theta", 10000.0), args.pop("rope_type", args.pop("type", "default"))
-    args.pop("type", None)
+def rope_of(c: dict, given: dict) -> Rope:
+    """A rope dictionary of either generation -> Rope. ValueError on a kind that is not known or lacks a number."""
+    args = {k: v for k, v in given.items() if v is not None}
+    theta, old = args.pop("rope_theta", 10000.0), args.pop("type", "default")
+    kind = args.pop("rope_type", old)
     if kind not in ROPE_KINDS:
         raise ValueError(f"rope kind {kind!r} is not supported; supported are {', '.join(ROPE_KINDS)}")
-    return Rope(float(theta), kind, args)
+    longest = c.get("max_position_embeddings", 2048)
+    args |= {"original_max_position_embeddings": c.get("original_max_position_embeddings")
+             or args.get("original_max_position_embeddings", longest)}
+    if kind == "yarn":
+        args.setdefault("factor", longest / args["original_max_position_embeddings"])
+    for key in {"linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}.get(kind, ()):
+        need(args, key)
+    numbers = {k: v for k, v in args.items() if isinstance(v, int | float)}
+    return Rope(float(theta), kind, numbers)
 
 
-def decoder_config(c: dict) -> tuple[DecoderConfig, dict[str, str]]:
-    """config.json -> (DecoderConfig, layer names of the files). ValueError on a missing key or unknown family."""
+def family_of(c: dict) -> str:
+    """The model_type, if this file's mappings hold for it. ValueError says why not."""
     family = need(c, "model_type")
-    if family not in FAMILIES:
-        raise ValueError(f"model_type {family!r} is not supported; supported are {', '.join(FAMILIES)}")
+    if "quantization_config" in c or "compression_config" in c:
+        method = (c.get("quantization_config") or {}).get("quant_method", "some method")
+        raise ValueError(f"its weights are quantised (by {method}); fetch the repository of the unquantised model")
+    if family in FAMILIES:
+        return family
+    text = c | (c["text_config"] if isinstance(c.get("text_config"), dict) else {})
+    named = (k for k in text if re.search(r"num_(local_|routed_)?experts$|n_routed_experts", k) and text[k])
+    experts = next(named, None)
+    why = (f" (a mixture of experts: {experts} is {text[experts]})" if experts
+           else " (state-space layers)" if re.search(r"mamba|ssm|rwkv|_h1|recurrent", f"{family} {' '.join(text)}")
+           else " (it reads images or sound)" if {"vision_config", "audio_config"} & set(c) else "")
+    raise ValueError(f"model_type {family!r} is not supported{why}; supported are {', '.join(FAMILIES)}")
+
+
+def decoder_config(raw: dict) -> tuple[DecoderConfig, Layout]:
+    """config.json -> the decoder's config and the files' layout. ValueError on a missing key or unknown family."""
+    family = family_of(raw)
+    c = {"model_type": family, **DEFAULTS.get(family, {})}
+    c |= raw | (raw.get("text_config") or {} if family == "gemma3" else {})
+    if FAMILIES[family] is falcon:
+        c |= {FALCON_KEYS[k]: v for k, v in raw.items() if k in FALCON_KEYS}
+        c["intermediate_size"] = c.get("intermediate_size") or 4 * count(c, "hidden_size")
+    if c.get("use_bidirectional_attention"):
+        raise ValueError("use_bidirectional_attention is set: this is an encoder for embeddings, not a language model")
     heads, width = count(c, "num_attention_heads"), count(c, "hidden_size")
-    scaling = {"original_max_position_embeddings": c.get("max_position_embeddings", 4096)}
-    hub_era = {"rope_theta": c.get("rope_theta", 10000.0), **(c.get("rope_scaling") or {})}
-    scaling |= c.get("rope_parameters") or hub_era
     kv = count(c, "num_key_value_heads") if c.get("num_key_value_heads") is not None else heads
     if heads % kv or (width % heads and not c.get("head_dim")):
         raise ValueError(f"config.json has {heads} heads, {kv} key heads and hidden_size {width}: they do not divide")
@@ -141,17 +293,11 @@ def decoder_config(c: dict) -> tuple[DecoderConfig, dict[str, str]]:
         "vocab": count(c, "vocab_size"), "d_model": width, "n_layers": count(c, "num_hidden_layers"),
         "n_heads": heads, "n_kv": kv, "head_dim": c.get("head_dim") or width // heads,
         "d_ff": count(c, "intermediate_size"),
-        "norm_eps": c.get("rms_norm_eps", 1e-6), "max_pos": c.get("max_position_embeddings", 4096),
-        "tied": bool(c.get("tie_word_embeddings", family in TIED_BY_DEFAULT)),
+        "act": act(c, "hidden_act", "silu"), "norm_eps": c.get("rms_norm_eps", 1e-6),
+        "max_pos": c.get("max_position_embeddings", 2048), "tied": bool(c.get("tie_word_embeddings", False)),
     })
-    if "full_attention" not in scaling:  # Gemma 3 has two ropes and sets them itself
-        o.fields["ropes"] = (rope_of(scaling),)
+    scaling = c.get("rope_parameters") or c.get("rope_scaling") or {}
+    if FAMILIES[family] is not gemma3:  # it has two ropes and sets them itself
+        o.fields["ropes"] = (rope_of(c, {"rope_theta": c.get("rope_theta"), **scaling}),)
     FAMILIES[family](c, o)
-    return DecoderConfig(**o.fields), o.names
-
-
-def source_name(canonical: str, names: dict[str, str]) -> str:
-    """The decoder's name -> the file's: layers.3.attn_norm.weight -> model.layers.3.input_layernorm.weight."""
-    if canonical.startswith("lm_head"):
-        return canonical
-    return "model." + ".".join(names.get(word, word) for word in canonical.split("."))
+    return DecoderConfig(**o.fields), Layout(o.names, **o.layout)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from checkpoints.weights import read_json
+from checkpoints.files import read_json
 
 
 class Tokenizer:

@@ -1,26 +1,29 @@
 """Decoder weights on disk: `config.json` + `model.safetensors`, or shards behind their index. Reads and writes them.
 
-Strict: a tensor that is missing, left over or of another shape is an error that names it. Nothing is unpickled and
-nothing is downloaded. The model is built without memory and filled tensor by tensor.
+Strict: a tensor that is missing, left over or of another shape is an error that names it. The model is built without
+memory and filled tensor by tensor.
 """
 
+import itertools
 import json
-import os
 import re
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from checkpoints.families import decoder_config, source_name
+from checkpoints.families import Layout, decoder_config
+from checkpoints.files import INDEX, TensorFile, read_json, tensor_files, write_atomically, write_json, write_tensors
 from star import lora
-from star.decoder import Decoder
+from star.decoder import Decoder, DecoderConfig
 
-IGNORED = re.compile(r"\.rotary_emb\.inv_freq$")  # buffers that old files hold and no model needs
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+COMPANIONS = ("tokenizer", "special_tokens", "added_tokens", "vocab.", "merges.", "tekken", "generation_config",
+              "chat_template", "preprocessor_config", "processor_config")  # files that an export takes along
+MOST_SHARD = 5 * 10**9  # bytes
 
 
 @dataclass(frozen=True)
@@ -29,161 +32,166 @@ class Source:
 
     path: Path
     config: dict  # config.json as it stands
-    names: dict[str, str]  # the decoder's word -> the file's word
+    layout: Layout
 
 
-def read_json(path: Path) -> dict:
-    """The object in a JSON file. FileNotFoundError or ValueError names the file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no {path.name} in {path.parent}")
+def load_config(path: str | Path) -> tuple[dict, DecoderConfig, Layout]:
+    """(config.json, what it means, how the files are laid out). FileNotFoundError or ValueError names the folder."""
+    folder = Path(path)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no model folder {folder}: it must hold config.json and model.safetensors")
+    if not (folder / "config.json").is_file() and (folder / "adapter_config.json").is_file():
+        raise ValueError(f"{folder} holds adapters, not a model: give the folder of their base model")
+    raw = read_json(folder / "config.json")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise ValueError(f"{path} is not JSON: {e}") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} holds a {type(data).__name__}, not an object")
-    return data
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """All of it or nothing: a reader never sees half a file, whenever the program is stopped."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    _put(temporary, path)
-
-
-def _put(temporary: Path, path: Path) -> None:
-    """Rename a finished file into its place, once the disk has it."""
-    with open(temporary, "rb") as f:
-        os.fsync(f.fileno())
-    os.replace(temporary, path)
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """A safetensors file, atomically."""
-    temporary = path.with_name(path.name + ".tmp")
-    save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, temporary, metadata={"format": "pt"})
-    temporary.chmod(0o644)  # safetensors makes files that only their owner can read
-    _put(temporary, path)
-
-
-def tensor_files(folder: Path) -> dict[str, Path]:
-    """Tensor name -> the file that holds it. The index decides where there is one; other files are not looked at."""
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        path = folder / "model.safetensors"
-        if not path.is_file():
-            raise FileNotFoundError(f"no model.safetensors and no model.safetensors.index.json in {folder}")
-        with open_tensors(path) as f:
-            return dict.fromkeys(f.keys(), path)
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
-        raise ValueError(f"{index} has no weight_map from tensor names to file names")
-    for name in sorted(set(weight_map.values())):
-        if Path(name).name != name:
-            raise ValueError(f"{index} names the file {name!r}, which is not in its folder")
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"shard {name} is missing in {folder}; {index.name} lists it: fetch it again")
-    return {tensor: folder / name for tensor, name in weight_map.items()}
-
-
-def open_tensors(path: Path):
-    """safe_open for torch on the CPU; ValueError names a file that is cut short or no safetensors file."""
-    try:
-        return safe_open(path, framework="pt", device="cpu")
-    except (SafetensorError, OSError) as e:
-        raise ValueError(f"{path} is damaged or cut short ({e}): fetch it again") from None
+        return raw, *decoder_config(raw)
+    except ValueError as e:
+        raise ValueError(f"{folder}: {e}") from None
+    except (TypeError, AttributeError, AssertionError) as e:  # a key that holds another kind of thing than it should
+        raise ValueError(f"{folder}/config.json does not make sense ({e})") from None
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | str | None = None) -> Decoder:
     """The decoder stored in a folder, on `device`.
 
     dtype None: what config.json says, else what the tensors are. Raises FileNotFoundError or ValueError, with file and
-    tensor, for a folder, config or weights that are missing, damaged or do not fit together.
+    tensor, for a folder, config or weights that are missing, damaged or do not fit together. Warns of numbers that are
+    not finite.
     """
     folder = Path(path)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no model folder {folder}: it must hold config.json and model.safetensors")
-    raw = read_json(folder / "config.json")
-    try:
-        config, names = decoder_config(raw)
-    except ValueError as e:
-        raise ValueError(f"{folder}: {e}") from None
+    raw, config, layout = load_config(folder)
     files = tensor_files(folder)
-    config = replace(config, tied=config.tied and not _own_head(files, names))
+    layout = layout.rooted(files)
+    config = replace(config, tied=config.tied and not _own_head(files, layout))
     with torch.device("meta"):
         model = Decoder(config)
-    wanted = dtype or raw.get("torch_dtype") or raw.get("dtype") or _dtype_of(files, names)
-    if isinstance(wanted, str) and wanted not in DTYPES:
-        raise ValueError(f"{folder}: dtype {wanted!r} is not one of {', '.join(DTYPES)}")
-    model.to(DTYPES[wanted] if isinstance(wanted, str) else wanted).to_empty(device=device)
-    _fill(model, names, files)
-    model.source = Source(folder, raw, names)
+    model.to(_dtype(folder, raw, dtype) or _dtype_of(files, layout)).to_empty(device=device)
+    _fill(model, layout, files, folder)
+    model.source = Source(folder, raw, layout)
     return model
 
 
-def _read(path: Path, name: str) -> Tensor:
-    with open_tensors(path) as f:
-        return f.get_tensor(name)
+def _dtype(folder: Path, raw: dict, given: torch.dtype | str | None) -> torch.dtype | None:
+    """What the caller or config.json says; None if neither does."""
+    text = raw.get("text_config") if isinstance(raw.get("text_config"), dict) else {}
+    wanted = given or next((c[k] for c in (raw, text) for k in ("dtype", "torch_dtype") if c.get(k)), None)
+    if isinstance(wanted, str) and wanted not in DTYPES:
+        raise ValueError(f"{folder}: dtype {wanted!r} is not one of {', '.join(DTYPES)}")
+    return DTYPES[wanted] if isinstance(wanted, str) else wanted
 
 
-def _dtype_of(files: dict[str, Path], names: dict[str, str]) -> torch.dtype:
-    embedding = source_name("embed_tokens.weight", names)
-    return _read(files[embedding], embedding).dtype if embedding in files else torch.float32
+def _dtype_of(files: dict[str, TensorFile], layout: Layout) -> torch.dtype:
+    embedding = layout.name("embed_tokens.weight")
+    return files[embedding].dtype(embedding) if embedding in files else torch.float32
 
 
-def _own_head(files: dict[str, Path], names: dict[str, str]) -> bool:
+def _own_head(files: dict[str, TensorFile], layout: Layout) -> bool:
     """Does the file of a model that calls itself tied hold a head that differs from its embedding?"""
-    embedding = source_name("embed_tokens.weight", names)
-    if "lm_head.weight" not in files or embedding not in files:
+    names = layout.name("lm_head.weight"), layout.name("embed_tokens.weight")
+    if not all(name in files for name in names):
         return False
-    return not torch.equal(_read(files["lm_head.weight"], "lm_head.weight"), _read(files[embedding], embedding))
+    head, embedding = (files[name].entries[name] for name in names)
+    if head.shape != embedding.shape:
+        return True
+    chunks = zip(*(files[name].chunks(name) for name in names), strict=True)
+    return not all(torch.equal(a, b) for (_, a), (_, b) in chunks)
 
 
-def _fill(model: Decoder, names: dict[str, str], files: dict[str, Path]) -> None:
-    views = {source_name(name, names): view for name, view in model.tensors()}
-    spare = {"lm_head.weight"} if model.config.tied else set()
-    unexpected = sorted(n for n in files if n not in views and n not in spare and not IGNORED.search(n))
+def _fill(model: Decoder, layout: Layout, files: dict[str, TensorFile], folder: Path) -> None:
+    """Copy every tensor to its place. ValueError names what lacks, what is left over, and what has another shape."""
+    views = {layout.name(name): (name, view) for name, view in model.tensors()}
+    spare = {layout.name("lm_head.weight")} if model.config.tied else set()
+    left_over = sorted(n for n in files if n not in views and n not in spare and not re.search(layout.ignored, n))
     missing = sorted(set(views) - set(files))
-    if missing or unexpected:
+    if missing or left_over:
         said = [f"{kind} {', '.join(which[:4])}" + (f" and {len(which) - 4} more" if len(which) > 4 else "")
-                for kind, which in (("lacks", missing), ("has unexpected", unexpected)) if which]
-        folder = next(iter(files.values())).parent if files else "the file"
+                for kind, which in (("lacks", missing), ("has unexpected", left_over)) if which]
         raise ValueError(f"{folder} does not fit its config.json: it {' and '.join(said)}")
-    for path in sorted(set(files.values())):
-        with open_tensors(path) as f:
-            inside = set(f.keys())
-            for name in (n for n, p in files.items() if p == path and n in views):
-                if name not in inside:
-                    raise ValueError(f"{path} lacks the tensor {name} that the index promises")
-                tensor, view = f.get_tensor(name), views[name]
-                if tensor.shape != view.shape:
-                    raise ValueError(f"{path}: {name} has shape {list(tensor.shape)}, but config.json asks for "
-                                     f"{list(view.shape)}")
-                if not tensor.is_floating_point():
-                    raise ValueError(f"{path}: {name} is {tensor.dtype}; quantised weights are not supported")
-                view.copy_(tensor)
+    for name, (_, view) in views.items():  # before anything is read
+        if files[name].entries[name].shape != view.shape:
+            raise ValueError(f"{files[name].path}: {name} has shape {list(files[name].entries[name].shape)}, but "
+                             f"config.json asks for {list(view.shape)}")
+        files[name].dtype(name)
+    for name in sorted(views, key=lambda n: (files[n].path, files[n].entries[n].start)):  # as they lie on the disk
+        canonical, view = views[name]
+        if not files[name].read_into(name, view, layout.order(canonical)):
+            warnings.warn(f"{files[name].path}: {name} holds numbers that are not finite (NaN or infinite): fetch it "
+                          "again, or expect nonsense", stacklevel=3)
+
+
+def named_tensors(model: Decoder, layout: Layout) -> Iterator[tuple[str, Tensor]]:
+    """(the file's name, tensor in the file's order of rows) of all weights, adapters merged in one linear at a time."""
+    for canonical, view in model.tensors(lora.merged_weight):
+        order = layout.order(canonical)
+        yield layout.name(canonical), view if order is None else torch.empty_like(view).index_copy_(
+            0, order.to(view.device), view)
 
 
 def save_model(model: Decoder, path: str | Path, config: dict) -> None:
     """Write config.json and model.safetensors under the names `config`'s family uses."""
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    names = decoder_config(config)[1]
-    write_tensors(folder / "model.safetensors", {source_name(n, names): t for n, t in model.tensors()})
-    write_atomically(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
+    write_tensors(folder / "model.safetensors", dict(named_tensors(model, decoder_config(config)[1])))
+    write_json(folder / "config.json", config)
 
 
-def export_merged(model: Decoder, path: str | Path) -> None:
-    """A folder with adapters merged into the weights, under the source's names and with its tokenizer files.
+def export_merged(model: Decoder, path: str | Path, most_shard: int = MOST_SHARD) -> None:
+    """Write a folder that transformers, vLLM and PEFT load: the model of `load_model`, its adapters merged in.
 
-    transformers and vLLM load it. The model must come from `load_model`.
+    Tensors stand under the source's names, in files of at most `most_shard` bytes (a larger tensor has one of its own);
+    what the decoder does not use (a vision tower) and the tokenizer's files are copied; config.json is the source's,
+    byte for byte unless the dtype or the tying of the head differs. It is written last and makes the folder whole.
+    Raises ValueError for the source's own folder.
     """
-    merged = lora.merged(model) if any(lora.lora_modules(model)) else model
-    save_model(merged, path, model.source.config | {"tie_word_embeddings": model.config.tied})
-    for file in model.source.path.iterdir():
-        if file.name.startswith(("tokenizer", "special_tokens", "generation_config", "chat_template")):
-            write_atomically(Path(path) / file.name, file.read_bytes())
+    folder, source = Path(path), model.source
+    if folder.resolve() == source.path.resolve():
+        raise ValueError(f"{folder} is the folder that the model was loaded from: export it to another")
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in (folder / "config.json", folder / INDEX, *folder.glob("model*.safetensors")):
+        stale.unlink(missing_ok=True)
+    views = {source.layout.name(n): view for n, view in model.tensors()}
+    others = {n: f for n, f in tensor_files(source.path).items() if n not in views}  # a vision tower, a tied head
+    sizes = {n: v.numel() * v.itemsize for n, v in views.items()} | {n: f.entries[n].size for n, f in others.items()}
+    shards = _shards(sizes, most_shard)
+    names = ["model.safetensors"] if len(shards) == 1 else [
+        f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+    head, embedding = (source.layout.name(n) for n in ("lm_head.weight", "embed_tokens.weight"))
+    stream = itertools.chain(named_tensors(model, source.layout), (
+        (n, views[embedding].clone() if n == head else f.read(n)) for n, f in others.items()))
+    for name, shard in zip(names, shards, strict=True):
+        write_tensors(folder / name, dict(itertools.islice(stream, len(shard))))
+    if len(shards) > 1:
+        weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+        write_json(folder / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map})
+    for file in source.path.iterdir():
+        if file.name.startswith(COMPANIONS) and file.is_file():
+            write_atomically(folder / file.name, file.read_bytes())
+    write_atomically(folder / "config.json", _exported_config(model))
+
+
+def _shards(sizes: dict[str, int], most: int) -> list[list[str]]:
+    """Names in their order, a new list whenever the bytes would exceed `most`."""
+    shards, room = [[]], most
+    for name, size in sizes.items():
+        if shards[-1] and size > room:
+            shards.append([])
+            room = most
+        shards[-1].append(name)
+        room -= size
+    return shards
+
+
+def _exported_config(model: Decoder) -> bytes:
+    """The source's config.json with the dtype and the tying that the model has now; its own bytes if they agree."""
+    path, raw = model.source.path / "config.json", model.source.config
+    new, dtype = json.loads(json.dumps(raw)), str(model.dtype).removeprefix("torch.")
+    for part in (new, new.get("text_config")):
+        for key in ("dtype", "torch_dtype"):
+            if isinstance(part, dict) and part.get(key) is not None:
+                part[key] = dtype
+    if decoder_config(raw)[0].tied != model.config.tied:
+        new["tie_word_embeddings"] = model.config.tied
+    return path.read_bytes() if new == raw else (json.dumps(new, indent=2) + "\n").encode()
 
 
 def describe(model: Decoder) -> str:

@@ -51,7 +51,7 @@ class Causal:
         if window not in self._masks:  # layers share it: built once a forward for each window
             keys = torch.arange(self.n_keys, device=like.device)
             seen = visible(self.positions, keys, window)[:, None]  # (B or 1, 1, T, n_keys)
-            bias = like.new_zeros(1, 1, 1) if slopes is None else slopes.to(like)[:, None, None] * keys * scale
+            bias = like.new_zeros(1, 1, 1) if slopes is None else (slopes[:, None, None] * keys).to(like) * scale
             mask = torch.where(seen, bias, float("-inf"))  # (B or 1, H or 1, T, n_keys)
             self._masks[window] = mask.expand(-1, like.shape[1], -1, -1).contiguous()
         return self._masks[window]

@@ -24,6 +24,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
     "relu2": lambda x: F.relu(x).square(),
 }
 
@@ -48,6 +49,7 @@ class DecoderConfig:
     bias_o: bool = False
     bias_mlp: bool = False
     bias_head: bool = False
+    fused: tuple[str, ...] = ()  # qkv_proj, gate_up_proj: files hold it as one linear, so adapters take it as one
     qk_norm: bool = False  # RMS norm over each head of q and k before rope
     tied: bool = False  # the embedding is the head
     max_pos: int = 4096
@@ -114,7 +116,8 @@ class Attention(nn.Module):
         super().__init__()
         self.layer, self.c = layer, c
         q, kv = c.n_heads * c.head_dim, c.n_kv * c.head_dim
-        self.qkv_proj = Linear(c.d_model, {"q_proj": q, "k_proj": kv, "v_proj": kv}, c.bias_qkv)
+        parts = {"qkv_proj": q + 2 * kv} if "qkv_proj" in c.fused else {"q_proj": q, "k_proj": kv, "v_proj": kv}
+        self.qkv_proj = Linear(c.d_model, parts, c.bias_qkv)
         self.o_proj = Linear(q, {"o_proj": c.d_model}, c.bias_o)
         kind = "rms+1" if c.norm == "rms+1" else "rms"
         self.q_norm = Norm(c.head_dim, kind, c.norm_eps) if c.qk_norm else nn.Identity()
@@ -148,6 +151,8 @@ class MLP(nn.Module):
         super().__init__()
         self.act, self.gated = ACTIVATIONS[c.act], c.gated
         parts = {"gate_proj": c.d_ff, "up_proj": c.d_ff} if c.gated else {"up_proj": c.d_ff}
+        if "gate_up_proj" in c.fused:
+            parts = {"gate_up_proj": sum(parts.values())}
         self.gate_up_proj = Linear(c.d_model, parts, c.bias_mlp)
         self.down_proj = Linear(c.d_ff, {"down_proj": c.d_model}, c.bias_mlp)
 
@@ -236,18 +241,18 @@ class Decoder(nn.Module):
         """(B, T) int64 ids -> (B, T, V) logits, causal, no cache."""
         return self.logits(self.hidden(tokens))
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+    def tensors(self, weight: Callable[[Linear], Tensor] = lambda m: m.weight.data) -> Iterator[tuple[str, Tensor]]:
         """(canonical name, view) of every weight, the parts of a shared matrix apart: what files hold.
 
-        "layers.0.self_attn.k_proj.weight" is some rows of qkv_proj's matrix.
+        "layers.0.self_attn.k_proj.weight" is some rows of qkv_proj's matrix. weight: which matrix a linear shows.
         """
         for path, module in self.named_modules():
             if isinstance(module, Linear):
                 parent = path.rpartition(".")[0]
-                start = 0
+                start, matrix = 0, weight(module)
                 for part, rows in module.parts.items():
                     name = f"{parent}.{part}" if parent else part
-                    yield f"{name}.weight", module.weight.data[start : start + rows]
+                    yield f"{name}.weight", matrix[start : start + rows]
                     if module.bias is not None:
                         yield f"{name}.bias", module.bias.data[start : start + rows]
                     start += rows

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kernels.lora import lora_linear
 from star.decoder import Decoder, Linear, Norm
 
-ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv_proj", "gate_up_proj")
 
 
 class LoraLinear(Linear):
@@ -47,6 +47,12 @@ class LoraLinear(Linear):
         """W + scale B A in float32 or wider, rounded once to the base's dtype."""
         delta = [b @ a for a, b in zip(self.A.split(list(self.ranks.values())), self.B, strict=True)]
         return (self.weight.to(self.A.dtype) + self.scale * torch.cat(delta)).to(self.weight.dtype)
+
+
+@torch.no_grad()
+def merged_weight(linear: Linear) -> Tensor:
+    """What this linear multiplies by, its adapters merged in: the weight itself if it has none."""
+    return linear.merged_weight() if isinstance(linear, LoraLinear) else linear.weight.data
 
 
 def lora_modules(model: Decoder) -> Iterator[tuple[str, LoraLinear]]:

@@ -22,29 +22,56 @@ class Rope:
     args: Mapping[str, float] = field(default_factory=dict)  # the numbers of its kind: factor, low_freq_factor, ...
 
 
-def _linear(freq: Tensor, args: Mapping[str, float]) -> Tensor:
+def _linear(freq: Tensor, rope: Rope) -> Tensor:
     """Position interpolation (Chen et al. 2023): every wavelength grows by the same factor."""
-    return freq / args["factor"]
+    return freq / rope.args["factor"]
 
 
-def _llama3(freq: Tensor, args: Mapping[str, float]) -> Tensor:
+def _llama3(freq: Tensor, rope: Rope) -> Tensor:
     """Llama 3.1: short waves stay, long waves slow down by the factor, those between are blended."""
     wavelength = 2 * math.pi / freq
-    low, high = args["low_freq_factor"], args["high_freq_factor"]
-    turns = args["original_max_position_embeddings"] / wavelength  # full turns within the original context
+    low, high = rope.args["low_freq_factor"], rope.args["high_freq_factor"]
+    turns = rope.args["original_max_position_embeddings"] / wavelength  # full turns within the original context
     blend = ((turns - low) / (high - low)).clamp(0, 1)  # 0: slow it down; 1: keep it
-    return (1 - blend) * freq / args["factor"] + blend * freq
+    return (1 - blend) * freq / rope.args["factor"] + blend * freq
 
 
-ROPE_KINDS = {"default": lambda freq, args: freq, "linear": _linear, "llama3": _llama3}
+def _yarn(freq: Tensor, rope: Rope) -> Tensor:
+    """YaRN (Peng et al. 2023): as llama3, but the blend is linear in the index of the frequency."""
+
+    def index(turns: float) -> float:  # of the frequency that makes so many turns within the original context
+        return len(freq) * math.log(rope.args["original_max_position_embeddings"] / (turns * 2 * math.pi)) / math.log(
+            rope.theta)
+
+    first, last = index(rope.args.get("beta_fast", 32)), index(rope.args.get("beta_slow", 1))
+    if rope.args.get("truncate", True):
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, 2 * len(freq) - 1)
+    steps = torch.arange(len(freq), device=freq.device, dtype=freq.dtype)
+    blend = 1 - ((steps - first) / max(last - first, 1e-3)).clamp(0, 1)  # 0: slow it down; 1: keep it
+    return (1 - blend) * freq / rope.args["factor"] + blend * freq
+
+
+def amplitude(rope: Rope) -> float:
+    """What cos and sin are multiplied by: 1, but for YaRN, which sharpens attention as the context grows."""
+    if rope.kind != "yarn":
+        return 1.0
+    given, m, m_all = (rope.args.get(k) for k in ("attention_factor", "mscale", "mscale_all_dim"))
+    growth = 0.1 * math.log(max(rope.args["factor"], 1.0))
+    if given is not None:
+        return given
+    return (m * growth + 1) / (m_all * growth + 1) if m and m_all else growth + 1
+
+
+ROPE_KINDS = {"default": lambda freq, rope: freq, "linear": _linear, "llama3": _llama3, "yarn": _yarn}
 
 
 def rotary_table(rope: Rope, rot_dim: int, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """[cos cos] and [-sin sin], each (B, T, 1, rot_dim), for positions (B, T). Angles are float32, cast to dtype."""
     steps = torch.arange(0, rot_dim, 2, device=positions.device, dtype=torch.float32)
-    freq = ROPE_KINDS[rope.kind](1.0 / rope.theta ** (steps / rot_dim), rope.args)
+    freq = ROPE_KINDS[rope.kind](1.0 / rope.theta ** (steps / rot_dim), rope)
     angle = positions[:, :, None, None].float() * freq  # (B, T, 1, rot_dim/2)
-    cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
+    cos, sin = ((t * amplitude(rope)).to(dtype) for t in (angle.cos(), angle.sin()))
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
@@ -64,8 +91,12 @@ def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
 
 @functools.cache
 def alibi_slopes(n_heads: int, device: torch.device) -> Tensor:
-    """(H,) float32: 2^(-8k/p), k = 1..p, p the largest power of two <= H; further heads interleave (Press 2022)."""
+    """(H,): 2^(-8k/p), k = 1..p, p the largest power of two <= H; further heads interleave (Press 2022).
+
+    bfloat16, and what they are multiplied with rounds to it too, whatever the model's dtype: so did the programs that the
+    Falcon-RW models were trained and are run with.
+    """
     p = 2 ** math.floor(math.log2(n_heads))
     slopes = [2 ** (-8 * k / p) for k in range(1, p + 1)]
     slopes += [2 ** (-4 * (2 * k - 1) / p) for k in range(1, n_heads - p + 1)]
-    return torch.tensor(slopes, device=device)
+    return torch.tensor(slopes, device=device).bfloat16()

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from checkpoints.adapters import save_adapter
-from checkpoints.weights import read_json, write_atomically
+from checkpoints.files import read_json, write_atomically, write_json
 from star.config import StarConfig
 from star.decoder import Decoder
 from star.loop import Chunk, Event, Finished, Phase, State, Tick
@@ -141,10 +141,6 @@ class Run:
         done = event.iteration >= self.config.iterations
         write_json(self.folder / "state.json", {"iteration": event.iteration, "finished": done})
         self.clock = Clock()
-
-
-def write_json(path: Path, data: dict) -> None:
-    write_atomically(path, (json.dumps(data, indent=2) + "\n").encode())
 
 
 def append(path: Path, records: list[dict]) -> None:

@@ -95,12 +95,12 @@ def test_missing_folder_and_files(tmp_path, llama):
     [
         ({"hidden_size": None}, "lacks the key 'hidden_size'"),
         ({"model_type": None}, "lacks the key 'model_type'"),
-        ({"model_type": "mamba"}, "'mamba' is not supported; supported are llama"),
+        ({"model_type": "mamba"}, "'mamba' is not supported (state-space layers); supported are llama"),
         ({"num_hidden_layers": 0}, "must be a positive whole number"),
         ({"num_attention_heads": "4"}, "must be a positive whole number"),
         ({"num_key_value_heads": 3}, "do not divide"),
         ({"dtype": "int4"}, "dtype 'int4' is not one of"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope kind 'yarn' is not supported"),
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4}}, "rope kind 'dynamic' is not supported"),
     ],
 )
 def test_configs_that_are_refused(llama, changes, said):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import checkpoints
 import train
-from checkpoints.weights import read_json
+from checkpoints.files import read_json
 from star.config import StarConfig
 from star.evaluate import accuracy, verdict
 from star.problem import Generation, Problem

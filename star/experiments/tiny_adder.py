@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 import checkpoints
 from checkpoints.families import decoder_config
-from checkpoints.weights import write_atomically
+from checkpoints.files import write_atomically
 from kernels.cross_entropy import linear_cross_entropy
 from star.batch import micro_batches
 from star.decoder import Decoder, Linear

@@ -1,0 +1,236 @@
+"""JSON and safetensors files: read strictly, written atomically. Nothing is unpickled, nothing is downloaded.
+
+Tensors are read straight into the memory they stay in, some megabytes at a time: what loading needs beside the model is
+one chunk. (The safetensors library maps the file, which counts a second time as long as it is open; it writes ours.)
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+CHUNK = 8 << 20  # bytes read at a time: small enough that the next look at them finds them in the processor's cache
+MOST_HEADER = 100_000_000  # bytes; the format's own limit
+INDEX = "model.safetensors.index.json"
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict:
+    """The object of these pairs; ValueError if a key stands twice, which JSON readers pass over in silence."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [k for k, _ in pairs]
+        raise ValueError(f"{next(k for k in names if names.count(k) > 1)!r} stands in it twice")
+    return found
+
+
+def read_json(path: Path) -> dict:
+    """The object in a JSON file. FileNotFoundError or ValueError names the file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path.name} in {path.parent}")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"{path} is not JSON: {e}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} holds a {type(data).__name__}, not an object")
+    return data
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """All of it or nothing: a reader never sees half a file, whenever the program is stopped."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(data)
+    _put(temporary, path)
+
+
+def write_json(path: Path, data: dict) -> None:
+    write_atomically(path, (json.dumps(data, indent=2) + "\n").encode())
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """A safetensors file, atomically."""
+    temporary = path.with_name(path.name + ".tmp")
+    save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, temporary, metadata={"format": "pt"})
+    temporary.chmod(0o644)  # safetensors makes files that only their owner can read
+    _put(temporary, path)
+
+
+def _put(temporary: Path, path: Path) -> None:
+    """Rename a finished file into its place, once the disk has it."""
+    with open(temporary, "rb") as f:
+        os.fsync(f.fileno())
+    os.replace(temporary, path)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one tensor lies in its file."""
+
+    dtype: str  # the format's word: BF16, F32, I32, ...
+    shape: tuple[int, ...]
+    start: int  # byte in the file
+    size: int  # bytes
+
+
+class TensorFile:
+    """A safetensors file, its header checked against its size. ValueError names the file and what is wrong with it.
+
+    Layout: 8 bytes with the header's length, little-endian; the header, JSON {name: {dtype, shape, data_offsets}}; then
+    the tensors without gaps.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            with open(path, "rb") as f:
+                size = os.fstat(f.fileno()).st_size
+                length = int.from_bytes(f.read(8), "little")
+                if size < 8 or length > min(size - 8, MOST_HEADER):
+                    raise ValueError(f"it has {size:,} bytes and a header of {length:,}")
+                header = json.loads(f.read(length).decode(), object_pairs_hook=_once)
+            self.entries = _entries(header, 8 + length, size)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
+            raise ValueError(f"{path} is damaged or cut short ({e}): fetch it again") from None
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.entries
+
+    def dtype(self, name: str) -> torch.dtype:
+        """ValueError for whole numbers and 8-bit floats: quantised weights are not supported."""
+        kind = self.entries[name].dtype
+        if kind not in DTYPES:
+            raise ValueError(f"{self.path}: {name} has dtype {kind}; quantised weights are not supported: fetch the "
+                             "repository with bfloat16, float16 or float32 weights")
+        return DTYPES[kind]
+
+    def read(self, name: str) -> Tensor:
+        """The tensor, on the CPU, as it is stored."""
+        out = torch.empty(self.entries[name].shape, dtype=self.dtype(name))
+        self.read_into(name, out)
+        return out
+
+    def read_into(self, name: str, out: Tensor, order: Tensor | None = None) -> bool:
+        """Copy the tensor into `out`, of its shape and any float dtype and device. Are all its numbers finite?
+
+        order (rows,): row i of `out` is the file's row order[i].
+        """
+        assert out.shape == self.entries[name].shape, f"{name}: {out.shape} != {self.entries[name].shape}"
+        place = None if order is None else torch.argsort(order)  # file's row -> out's row
+        straight = out.is_cpu and out.is_contiguous() and out.dtype == self.dtype(name) and place is None
+        finite = True
+        for row, chunk in self.chunks(name, into=out if straight else None):
+            if chunk.numel():
+                finite &= bool(torch.isfinite(chunk.amax()) & torch.isfinite(chunk.amin()))
+            if place is not None:
+                out[place[row : row + len(chunk)].to(out.device)] = chunk.to(out)
+            elif not straight:
+                out[row : row + len(chunk)].copy_(chunk)
+        return finite
+
+    def chunks(self, name: str, into: Tensor | None = None) -> Iterator[tuple[int, Tensor]]:
+        """(first row, rows) piece by piece: in a buffer that the next piece overwrites, or in their place in `into`."""
+        entry, dtype = self.entries[name], self.dtype(name)
+        rows = entry.shape[0] if entry.shape else 1
+        row_bytes = entry.size // max(rows, 1)
+        most = max(1, CHUNK // max(row_bytes, 1))
+        if into is None:
+            buffer = torch.empty(min(most, rows), *entry.shape[1:], dtype=dtype)
+        with open(self.path, "rb", buffering=0) as f:
+            f.seek(entry.start)
+            for row in range(0, rows, most):
+                n = min(most, rows - row)
+                chunk = buffer[:n] if into is None else into[row : row + n] if entry.shape else into
+                _fill(f, memoryview(chunk.reshape(-1).view(torch.uint8).numpy()))
+                yield row, chunk
+
+
+def _fill(file, target: memoryview) -> None:
+    done = 0
+    while done < len(target):
+        n = file.readinto(target[done:])
+        if not n:
+            raise ValueError(f"{file.name} ended while it was read: it is being changed")
+        done += n
+
+
+def _entries(header: dict, data: int, size: int) -> dict[str, Entry]:
+    """The header's tensors; `data` is the first byte behind the header. ValueError says what does not fit."""
+    found = {}
+    for name, info in header.items():
+        if name == "__metadata__":
+            continue
+        (start, end), shape = info["data_offsets"], tuple(info["shape"])
+        if not all(type(n) is int and n >= 0 for n in (start, end, *shape)):
+            raise ValueError(f"{name} has offsets {start}-{end} and shape {list(shape)}")
+        entry = Entry(str(info["dtype"]), shape, data + start, end - start)
+        known = DTYPES.get(entry.dtype)
+        if known is not None and entry.size != math.prod(shape) * known.itemsize:
+            raise ValueError(f"{name} has {entry.size:,} bytes for shape {list(shape)} of {entry.dtype}")
+        found[name] = entry
+    at = data
+    for name, entry in sorted(found.items(), key=lambda item: (item[1].start, item[1].size)):
+        if entry.start != at:
+            raise ValueError(f"{name} starts at byte {entry.start:,} where the tensor before it ends at {at:,}")
+        at += entry.size
+    if at != size:
+        raise ValueError(f"its tensors end at byte {at:,}, the file at {size:,}")
+    return found
+
+
+def tensor_files(folder: Path) -> dict[str, TensorFile]:
+    """Tensor name -> the file that holds it. The index decides where there is one; other files are not looked at.
+
+    FileNotFoundError or ValueError for files that are missing, lead out of the folder, or disagree with the index.
+    """
+    index = folder / INDEX
+    if not index.is_file():
+        file = TensorFile(_single(folder))
+        return dict.fromkeys(file.entries, file)
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
+        raise ValueError(f"{index} has no weight_map from tensor names to file names")
+    files = {name: TensorFile(_inside(index, name)) for name in sorted(set(weight_map.values()))}
+    for tensor, name in weight_map.items():
+        if tensor not in files[name]:
+            raise ValueError(f"{folder / name} lacks the tensor {tensor} that the index promises")
+    for name, file in files.items():
+        for tensor in file.entries:
+            if weight_map.get(tensor) != name:
+                other = f"stands in {weight_map[tensor]} too" if tensor in weight_map else "is not in the index"
+                raise ValueError(f"{file.path} holds the tensor {tensor}, which {other}: fetch the folder again")
+    return {tensor: files[name] for tensor, name in weight_map.items()}
+
+
+def _single(folder: Path) -> Path:
+    path = folder / "model.safetensors"
+    if path.is_file():
+        return path
+    pickled = sorted(p.name for kind in ("*.bin", "*.pt", "*.pth") for p in folder.glob(kind))
+    if pickled:
+        raise FileNotFoundError(
+            f"{folder} has {pickled[0]} but no safetensors; pickled weights can run code and are not read. Convert "
+            "them where you trust them: python -c \"from transformers import AutoModelForCausalLM as M; "
+            "M.from_pretrained('IN', dtype='auto').save_pretrained('OUT')\"")
+    raise FileNotFoundError(f"no model.safetensors and no {INDEX} in {folder}")
+
+
+def _inside(index: Path, name: str) -> Path:
+    """The shard's path, if it lies in its folder (a link of the hub's cache may lead to the cache's own blobs)."""
+    folder, path = index.parent, index.parent / name
+    if Path(name).name != name:
+        raise ValueError(f"{index} names the file {name!r}, which is not in its folder")
+    if not path.is_file():
+        raise FileNotFoundError(f"shard {name} is missing in {folder}; {index.name} lists it: fetch it again")
+    homes = {folder.resolve()}
+    if folder.resolve().parent.name == "snapshots":
+        homes.add(folder.resolve().parent.parent / "blobs")
+    if path.resolve().parent not in homes:
+        raise ValueError(f"{index} names {name}, a link to {path.resolve()} outside its folder: put the file there")
+    return path
