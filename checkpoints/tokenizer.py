@@ -1,58 +1,233 @@
-"""Text to token ids and back: `tokenizer.model` through sentencepiece.
+"""Text to token ids and back, by a folder's own files and conventions.
 
-Control pieces in text ("<s>") are never parsed as such: user text cannot forge them. It renders no chat templates.
+`tokenizer.json` is read where it is byte-level (checkpoints/bytelevel), else `tokenizer.model` through sentencepiece,
+else `tekken.json`. Control pieces of sentencepiece in a text ("<s>") are never parsed as such: user text cannot forge
+them; added tokens are, as in the reference. It renders no chat templates.
 """
 
+import functools
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import sentencepiece
 
+from checkpoints.bytelevel import ByteLevelBPE, normalizer
 from checkpoints.files import read_json
 
 
-class Tokenizer:
-    """A SentencePiece model and its folder's conventions on where a sequence begins and ends."""
+class SentencePiece:
+    """A `tokenizer.model`. Later pieces of a text that added tokens cut may go without the dummy space in front."""
 
-    def __init__(self, path: str | Path):
-        folder = Path(path)
-        file = folder / "tokenizer.model"
-        if not file.is_file():
-            raise FileNotFoundError(f"no tokenizer.model in {folder}: only SentencePiece tokenizers are read so far")
-        self._pieces = sentencepiece.SentencePieceProcessor()
+    def __init__(self, file: Path, space_each: bool):
+        self._model = sentencepiece.SentencePieceProcessor()
         try:
-            self._pieces.LoadFromSerializedProto(file.read_bytes())
+            self._model.LoadFromSerializedProto(file.read_bytes())
         except RuntimeError as e:
-            raise ValueError(f"{file} is no SentencePiece model: {e}") from None
-        self.vocab_size: int = self._pieces.vocab_size()
-        self.bos_id: int | None = self._pieces.bos_id() if self._pieces.bos_id() >= 0 else None
-        self.unk_id: int = self._pieces.unk_id()
-        self.eos_ids: tuple[int, ...] = _eos_ids(folder, self._pieces.eos_id())
-        settings = folder / "tokenizer_config.json"
-        self._add_bos = (read_json(settings) if settings.is_file() else {}).get("add_bos_token", True)
+            raise ValueError(f"{file} is no SentencePiece model ({e}): fetch tokenizer.json too") from None
+        self._space_each = space_each
+        self.size: int = self._model.vocab_size()
+        self.unk_id: int | None = self._model.unk_id()
+        self.bos_id, self.eos_id = (i if i >= 0 else None for i in (self._model.bos_id(), self._model.eos_id()))
+
+    def __contains__(self, i: int) -> bool:
+        return 0 <= i < self.size
+
+    def encode(self, text: str, first: bool = True) -> list[int]:
+        if first or self._space_each:
+            return self._model.encode(text)
+        start = self._model.encode("\n")  # its last piece is the line break: what follows begins no text
+        return self._model.encode("\n" + text)[len(start) :]
+
+    def decode(self, ids: list[int], first: bool = True) -> str:
+        if first or self._space_each:
+            return self._model.decode(ids)
+        start = self._model.encode("\n")
+        return self._model.decode(start + ids).removeprefix(self._model.decode(start))
+
+
+class AddedTokens:
+    """Tokens that are looked for in the text itself, before any model sees it: id -> text, and where they may stand."""
+
+    def __init__(self, entries: list[dict], normalize: Callable[[str], str]):
+        self.texts = {e["id"]: e["content"] for e in entries}
+        self._normalize = normalize
+        self._raw, self._normalized = ([e for e in entries if bool(e.get("normalized")) is kind and e["content"]]
+                                       for kind in (False, True))
+
+    def split(self, text: str) -> list[str | int]:
+        """Ids of the added tokens, and the normalized texts between them."""
+        out = []
+        for part in _cut(text, {e["content"]: e for e in self._raw}):
+            out += [part] if isinstance(part, int) else _cut(
+                self._normalize(part), {self._normalize(e["content"]): e for e in self._normalized})
+        return out
+
+
+def _cut(text: str, tokens: dict[str, dict]) -> list[str | int]:
+    """The longest token at the leftmost place, again and again; lstrip and rstrip take the white space beside it.
+
+    With the token "<x>" (id 7, lstrip) and the text "a <x> b": ["a", 7, " b"].
+    """
+    out, at = [], 0
+    pattern = _alternatives(tuple(sorted(tokens, key=len, reverse=True)))
+    for match in pattern.finditer(text) if tokens else ():
+        token, (start, end) = tokens[match[0]], match.span()
+        if token.get("single_word") and (re.search(r"\w\Z", text[:start]) or re.match(r"\w", text[end:])):
+            continue
+        if token.get("lstrip"):
+            start = max(len(text[:start].rstrip()), at)
+        if token.get("rstrip"):
+            end = len(text) - len(text[end:].lstrip())
+        out += [text[at:start]] * (start > at) + [token["id"]]
+        at = end
+    return out + [text[at:]] * (at < len(text))
+
+
+@functools.cache
+def _alternatives(texts: tuple[str, ...]) -> re.Pattern:
+    return re.compile("|".join(re.escape(t) for t in texts))
+
+
+class Tokenizer:
+    """A model of pieces, the tokens added to it, and the folder's conventions on where a sequence begins and ends."""
+
+    def __init__(self, pieces: SentencePiece | ByteLevelBPE, added: AddedTokens, before: list[int], after: list[int],
+                 bos_id: int | None, eos_ids: tuple[int, ...]):
+        self._pieces, self._added, self._before, self._after = pieces, added, before, after
+        self.bos_id, self.eos_ids, self.unk_id = bos_id, eos_ids, pieces.unk_id
+        self.vocab_size: int = max([pieces.size, *(i + 1 for i in added.texts)])
 
     def encode(self, text: str, special: bool = True) -> list[int]:
-        """Ids of the text; special: with the BOS in front that the folder's convention asks for."""
-        ids = self._pieces.encode(text)
-        return [self.bos_id, *ids] if special and self._add_bos and self.bos_id is not None else ids
+        """Ids of the text; special: with what the folder's convention puts in front (BOS) and behind, unless the text
+        begins with it already, as that of a chat template does."""
+        ids = []
+        for i, part in enumerate(self._added.split(text)):
+            ids += [part] if isinstance(part, int) else self._pieces.encode(part, first=i == 0)
+        if not special:
+            return ids
+        return [*(self._before if ids[: len(self._before)] != self._before else []), *ids, *self._after]
 
     def decode(self, ids: list[int]) -> str:
-        """Text of all ids together; BOS, EOS and other control ids are silent.
+        """Text of all ids together, the inverse of `encode`: what it puts around the text is silent.
 
         Decode a list at once: a token may be half a character, and a piece alone loses its leading space.
         """
-        return self._pieces.decode([i for i in ids if i < self.vocab_size])
+        ids = list(ids)
+        start = len(self._before) if ids[: len(self._before)] == self._before else 0
+        end = len(ids) - len(self._after) if self._after and ids[-len(self._after) :] == self._after else len(ids)
+        out, run, first = [], [], True
+        for i in [*ids[start:end], None]:  # None: the end
+            if i is not None and (i in self._pieces or i not in self._added.texts):
+                run.append(i)
+                continue
+            if run:
+                out.append(self._pieces.decode([j for j in run if j in self._pieces], first))
+            out.append(self._added.texts.get(i, ""))
+            run, first = [], False
+        return "".join(out)
 
 
-def _eos_ids(folder: Path, default: int) -> tuple[int, ...]:
-    """All ids that end a sequence: generation_config.json often has more than config.json; both may hold a list."""
-    ids = {default} if default >= 0 else set()
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer of a model folder. Raises FileNotFoundError or ValueError that names the file and what to do."""
+    folder = Path(path)
+    file = folder / "tokenizer.json"
+    data = read_json(file) if file.is_file() else None
+    try:
+        if data is not None and _byte_level(data.get("pre_tokenizer")):
+            return _from_json(folder, data)
+        if (folder / "tokenizer.model").is_file():
+            return _from_sentencepiece(folder, data or {})
+        if (folder / "tekken.json").is_file():
+            file = folder / "tekken.json"
+            return _from_tekken(folder, read_json(file))
+    except (KeyError, TypeError, AttributeError) as e:  # a part that is missing or of another kind than it should be
+        raise ValueError(f"{file} is damaged ({type(e).__name__}: {e}): fetch it again") from None
+    if data is not None:
+        raise ValueError(f"{file} is SentencePiece-style and there is no tokenizer.model: fetch tokenizer.model from "
+                         "the same repository")
+    raise FileNotFoundError(f"no tokenizer.json and no tokenizer.model in {folder}: fetch them from where the model is")
+
+
+def _byte_level(part: dict | None) -> bool:
+    part = part or {}
+    return part.get("type") == "ByteLevel" or any(_byte_level(p) for p in part.get("pretokenizers", ()))
+
+
+def _from_json(folder: Path, data: dict) -> Tokenizer:
+    try:
+        pieces, normalize = ByteLevelBPE.from_json(data), normalizer(data.get("normalizer"))
+        before, after = _template(data.get("post_processor"))
+    except ValueError as e:
+        raise ValueError(f"{folder / 'tokenizer.json'}: {e}") from None
+    added = AddedTokens(_fitting(folder, data.get("added_tokens") or []), normalize)
+    ids = pieces.vocab | {text: i for i, text in added.texts.items()}
+    settings = _settings(folder)
+    bos, eos = (ids.get(_content(settings.get(f"{end}_token"))) for end in ("bos", "eos"))
+    return Tokenizer(pieces, added, before, after, before[0] if before else bos, _eos_ids(folder, eos))
+
+
+def _from_sentencepiece(folder: Path, data: dict) -> Tokenizer:
+    settings, file = _settings(folder), folder / "tokenizer.model"
+    schemes = [p.get("prepend_scheme") for p in (data.get("pre_tokenizer") or {},)]
+    pieces = SentencePiece(file, space_each="first" not in schemes and settings.get("legacy") is not False)
+    entries = data.get("added_tokens") or [
+        {**e, "id": int(i)} for i, e in (settings.get("added_tokens_decoder") or {}).items()]
+    extra = folder / "added_tokens.json"
+    entries = entries or ([{"content": t, "id": i} for t, i in read_json(extra).items()] if extra.is_file() else [])
+    beyond = [e | {"normalized": False} for e in _fitting(folder, entries) if e["id"] >= pieces.size]
+    before = [pieces.bos_id] if settings.get("add_bos_token", True) and pieces.bos_id is not None else []
+    after = [pieces.eos_id] if settings.get("add_eos_token") and pieces.eos_id is not None else []
+    added = AddedTokens(beyond, lambda text: text)
+    return Tokenizer(pieces, added, before, after, pieces.bos_id, _eos_ids(folder, pieces.eos_id))
+
+
+def _from_tekken(folder: Path, data: dict) -> Tokenizer:
+    """Control tokens 0 to n - 1 stand in no text; 1 is BOS and 2 EOS."""
+    pieces = ByteLevelBPE.from_tekken(data)
+    return Tokenizer(pieces, AddedTokens([], lambda text: text), [1], [], 1, _eos_ids(folder, 2))
+
+
+def _template(part: dict | None) -> tuple[list[int], list[int]]:
+    """(ids before, ids behind) a text, of the file's post-processor."""
+    kind = (part or {}).get("type")
+    if kind == "Sequence":
+        around = [_template(p) for p in part["processors"]]
+        return [i for b, _ in reversed(around) for i in b], [i for _, a in around for i in a]
+    if kind == "TemplateProcessing":
+        text = next(i for i, piece in enumerate(part["single"]) if "Sequence" in piece)
+        ids = [part["special_tokens"][p["SpecialToken"]["id"]]["ids"] if "SpecialToken" in p else []
+               for p in part["single"]]
+        return [i for these in ids[:text] for i in these], [i for these in ids[text:] for i in these]
+    if kind in ("RobertaProcessing", "BertProcessing"):
+        return [part["cls"][1]], [part["sep"][1]]
+    if kind in (None, "ByteLevel"):
+        return [], []
+    raise ValueError(f"the post-processor {kind!r} is not supported")
+
+
+def _settings(folder: Path) -> dict:
+    file = folder / "tokenizer_config.json"
+    return read_json(file) if file.is_file() else {}
+
+
+def _content(token: object) -> object:
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _fitting(folder: Path, entries: list[dict]) -> list[dict]:
+    """The added tokens that the model has a row for: Gemma 3 1B's files name one more."""
+    file = folder / "config.json"
+    config = read_json(file) if file.is_file() else {}
+    rows = config.get("vocab_size")
+    return [e for e in entries if not isinstance(rows, int) or e["id"] < rows]
+
+
+def _eos_ids(folder: Path, own: int | None) -> tuple[int, ...]:
+    """All ids that end a sequence, the tokenizer's own first: config.json or generation_config.json may have more."""
+    ids = set()
     for name in ("config.json", "generation_config.json"):
         if (folder / name).is_file():
             value = read_json(folder / name).get("eos_token_id")
             ids |= set(value) if isinstance(value, list) else set() if value is None else {value}
-    return tuple(sorted(ids))
-
-
-def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer of a model folder. Raises FileNotFoundError or ValueError that names the file."""
-    return Tokenizer(path)
+    return tuple(([] if own is None else [own]) + sorted(ids - {own}))

@@ -93,8 +93,8 @@ def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
 def alibi_slopes(n_heads: int, device: torch.device) -> Tensor:
     """(H,): 2^(-8k/p), k = 1..p, p the largest power of two <= H; further heads interleave (Press 2022).
 
-    bfloat16, and what they are multiplied with rounds to it too, whatever the model's dtype: so did the programs that the
-    Falcon-RW models were trained and are run with.
+    bfloat16, and what they are multiplied with rounds to it too, whatever the model's dtype: so did the programs that
+    the Falcon-RW models were trained and are run with.
     """
     p = 2 ** math.floor(math.log2(n_heads))
     slopes = [2 ** (-8 * k / p) for k in range(1, p + 1)]
