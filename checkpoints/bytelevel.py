@@ -161,7 +161,8 @@ class ByteLevelBPE:
         odd = [k for k in ("dropout", "continuing_subword_prefix", "end_of_word_suffix") if model.get(k)]
         if odd:
             raise ValueError(f"its model sets {', '.join(odd)}, which is not supported")
-        pairs = (m.split(" ") if isinstance(m, str) else m for m in model["merges"])
+        lines = (m for m in model["merges"] if not str(m).startswith("#version"))
+        pairs = (m.split(" ") if isinstance(m, str) else m for m in lines)
         ranks = {(left, right): i for i, (left, right) in enumerate(pairs)}
         lost = next((left + right for left, right in ranks if left + right not in model["vocab"]), None)
         if lost is not None:

@@ -77,6 +77,7 @@ def mistral(c: dict, o: Draft) -> None:
 
 
 def ministral3(c: dict, o: Draft) -> None:
+    need(c, "rope_parameters" if "rope_scaling" not in c else "rope_scaling")
     o.fields["windows"] = (c.get("sliding_window"),) * o.n_layers
     args = o.ropes[0].args
     if beta := args.get("llama_4_scaling_beta"):
@@ -84,7 +85,8 @@ def ministral3(c: dict, o: Draft) -> None:
 
 
 def qwen2(c: dict, o: Draft) -> None:
-    first = c.get("max_window_layers", 28) if c.get("use_sliding_window") else o.n_layers
+    windowed = c.get("use_sliding_window") and c.get("sliding_window") is not None
+    first = c.get("max_window_layers", 28) if windowed else o.n_layers
     o.fields |= {"bias_qkv": True, "windows": windows(c, o, lambda i: i >= first)}
 
 
@@ -109,7 +111,8 @@ def granite(c: dict, o: Draft) -> None:
 
 
 def granite4(c: dict, o: Draft) -> None:
-    experts, types = c.get("num_local_experts", 8), set(c.get("layer_types") or {"mamba"})
+    types = set(c.get("layer_types") or c.get("layers_block_type") or {"mamba"})
+    experts = c.get("num_local_experts", 8)
     if experts or types - {"attention", "full_attention"}:
         raise ValueError(f"model_type 'granitemoehybrid' with {experts} experts and layers {', '.join(sorted(types))} "
                          "is not supported: only the dense ones, with attention in every layer, are")
@@ -122,8 +125,8 @@ def granite4(c: dict, o: Draft) -> None:
 
 def gemma(c: dict, o: Draft) -> None:
     biased = c.get("attention_bias", False)
-    o.fields |= {"norm": "rms+1", "act": "gelu_tanh", "embed_scale": o.d_model**0.5, "bias_qkv": biased,
-                 "bias_o": biased}
+    o.fields |= {"norm": "rms+1", "act": "gelu_tanh" if o.act in ("silu", "gelu") else o.act,  # "gelu" meant tanh
+                 "embed_scale": o.d_model**0.5, "embed_scale_rounds": True, "bias_qkv": biased, "bias_o": biased}
 
 
 def gemma2(c: dict, o: Draft) -> None:
@@ -191,9 +194,9 @@ TIED = {"tie_word_embeddings": True}
 GEMMA2 = TIED | {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "sliding_window": 4096}
 DEFAULTS: dict[str, dict] = {  # what the reference's class takes where a file has no such key
     "mistral": {"num_key_value_heads": 8, "max_position_embeddings": 131_072},
-    "ministral3": {"num_key_value_heads": 8, "rms_norm_eps": 1e-5, "max_position_embeddings": 262_144},
-    "qwen2": {"max_position_embeddings": 32_768},
-    "qwen3": {"head_dim": 128, "max_position_embeddings": 32_768},
+    "ministral3": {"num_key_value_heads": 8, "head_dim": 128, "rms_norm_eps": 1e-5, "max_position_embeddings": 262_144},
+    "qwen2": {"num_key_value_heads": 32, "sliding_window": 4096, "max_position_embeddings": 32_768},
+    "qwen3": {"num_key_value_heads": 32, "head_dim": 128, "sliding_window": 4096, "max_position_embeddings": 32_768},
     "smollm3": TIED | {"num_key_value_heads": 4, "rope_theta": 2e6, "max_position_embeddings": 32_768},
     "gemma": TIED | {"num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 256,
                      "max_position_embeddings": 8192},
@@ -279,7 +282,9 @@ def decoder_config(raw: dict) -> tuple[DecoderConfig, Layout]:
     """config.json -> the decoder's config and the files' layout. ValueError on a missing key or unknown family."""
     family = family_of(raw)
     c = {"model_type": family, **DEFAULTS.get(family, {})}
-    c |= raw | (raw.get("text_config") or {} if family == "gemma3" else {})
+    c |= raw
+    if family == "gemma3":
+        c |= {k: v for k, v in need(raw, "text_config").items() if k != "tie_word_embeddings"}
     if FAMILIES[family] is falcon:
         c |= {FALCON_KEYS[k]: v for k, v in raw.items() if k in FALCON_KEYS}
         c["intermediate_size"] = c.get("intermediate_size") or 4 * count(c, "hidden_size")
@@ -296,7 +301,10 @@ def decoder_config(raw: dict) -> tuple[DecoderConfig, Layout]:
         "act": act(c, "hidden_act", "silu"), "norm_eps": c.get("rms_norm_eps", 1e-6),
         "max_pos": c.get("max_position_embeddings", 2048), "tied": bool(c.get("tie_word_embeddings", False)),
     })
-    scaling = c.get("rope_parameters") or c.get("rope_scaling") or {}
+    scaling, old = c.get("rope_parameters") or {}, c.get("rope_scaling") or {}
+    if scaling and any(scaling.get(k, v) != v for k, v in old.items()):
+        raise ValueError("config.json has rope_parameters and a rope_scaling that says otherwise: leave one out")
+    scaling = scaling or old
     if FAMILIES[family] is not gemma3:  # it has two ropes and sets them itself
         o.fields["ropes"] = (rope_of(c, {"rope_theta": c.get("rope_theta"), **scaling}),)
     FAMILIES[family](c, o)

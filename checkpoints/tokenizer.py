@@ -7,6 +7,7 @@ them; added tokens are, as in the reference. It renders no chat templates.
 
 import functools
 import re
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,9 @@ import sentencepiece
 
 from checkpoints.bytelevel import ByteLevelBPE, normalizer
 from checkpoints.files import read_json
+
+# Unicode's white space; str.strip would take the separators U+001C to U+001F too
+SPACES = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 
 
 class SentencePiece:
@@ -73,15 +77,21 @@ def _cut(text: str, tokens: dict[str, dict]) -> list[str | int]:
     pattern = _alternatives(tuple(sorted(tokens, key=len, reverse=True)))
     for match in pattern.finditer(text) if tokens else ():
         token, (start, end) = tokens[match[0]], match.span()
-        if token.get("single_word") and (re.search(r"\w\Z", text[:start]) or re.match(r"\w", text[end:])):
+        if token.get("single_word") and any(_of_word(c) for c in text[max(start - 1, 0) : start] + text[end : end + 1]):
             continue
         if token.get("lstrip"):
-            start = max(len(text[:start].rstrip()), at)
+            start = max(len(text[:start].rstrip(SPACES)), at)
         if token.get("rstrip"):
-            end = len(text) - len(text[end:].lstrip())
+            end = len(text) - len(text[end:].lstrip(SPACES))
         out += [text[at:start]] * (start > at) + [token["id"]]
         at = end
     return out + [text[at:]] * (at < len(text))
+
+
+def _of_word(c: str) -> bool:
+    """Letters, marks, digits, connectors and the two joiners, as in the reference."""
+    kind = unicodedata.category(c)
+    return kind[0] in "LM" or kind in ("Nd", "Nl", "Pc") or c in "\u200c\u200d"
 
 
 @functools.cache

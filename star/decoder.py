@@ -62,6 +62,7 @@ class DecoderConfig:
     attn_cap: float = 0.0
     logit_cap: float = 0.0
     embed_scale: float = 1.0
+    embed_scale_rounds: bool = False  # to the compute dtype, before it multiplies (Gemma)
     residual_scale: float = 1.0
     logit_scale: float = 1.0  # multiplies
     q_len_scale: tuple[float, int] | None = None  # (beta, original): q grows with log(position / original)
@@ -178,14 +179,16 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, context: Causal, tables: list[tuple[Tensor, Tensor]]) -> Tensor:
         h = self.attn_norm(x)
-        attended = self.attn_out_norm(self.self_attn(h, context, tables))
+        attended = self.scaled(self.attn_out_norm(self.self_attn(h, context, tables)))
         x, h = context.read(self.self_attn.layer, x), context.read(self.self_attn.layer, h)
-        after = torch.add(x, attended, alpha=self.scale)
         if self.parallel:  # both sublayers read x; with one norm, the same normed x
             seen = h if isinstance(self.mlp_norm, nn.Identity) else self.mlp_norm(x)
-        else:
-            seen = self.mlp_norm(after)
-        return torch.add(after, self.mlp_out_norm(self.mlp(seen)), alpha=self.scale)
+            return x + (self.scaled(self.mlp(seen)) + attended)
+        x = x + attended
+        return x + self.scaled(self.mlp_out_norm(self.mlp(self.mlp_norm(x))))
+
+    def scaled(self, x: Tensor) -> Tensor:
+        return x if self.scale == 1 else x * self.scale
 
 
 class Decoder(nn.Module):
@@ -219,7 +222,7 @@ class Decoder(nn.Module):
         c = self.config
         x = F.embedding(tokens, self.embed_tokens.weight)  # (B, T, D)
         if c.embed_scale != 1.0:
-            x = x * torch.tensor(c.embed_scale, dtype=x.dtype)  # the scale rounds to the compute dtype, as in Gemma
+            x = x * (torch.tensor(c.embed_scale, dtype=x.dtype) if c.embed_scale_rounds else c.embed_scale)
         tables = [rotary_table(rope, c.rot_dim or c.head_dim, context.positions, x.dtype) for rope in c.ropes]
         for block in self.layers:
             x = checkpoint(block, x, context, tables, use_reentrant=False) if recompute else block(x, context, tables)
