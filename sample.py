@@ -1,7 +1,8 @@
 """python sample.py "48571+9664": ask a trained model, and see whether it is right.
 
 Without a question it is a prompt to type into. With --trace it shows one problem's whole way through Algorithm 1. It
-takes the newest finished run, or the model that ships; it changes nothing on disk.
+takes the newest finished run, or the model that ships; with --model a folder's model goes on with any text, without a
+task. It changes nothing on disk.
 """
 
 import os
@@ -11,6 +12,7 @@ if __name__ == "__main__":  # Ctrl-C while torch is imported; main() puts Python
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 import sys
+import warnings
 from pathlib import Path
 
 import checkpoints
@@ -23,7 +25,7 @@ from star.run import newest_finished
 from star.sampler import Sampler
 from star.tasks import Task, load_task
 from star.text import TextStream
-from train import Parser, choose_device
+from train import Parser, load_base, one_line
 
 
 class Asker:
@@ -31,7 +33,7 @@ class Asker:
 
     def __init__(self, config: StarConfig, adapter: Path | None, temperature: float, seed: int):
         self.task: Task = load_task(config.task, data=config.data, digits=config.digits)
-        model = checkpoints.load_model(config.model or checkpoints.SHIPPED, choose_device(config.device))
+        model = load_base(config)
         self.tokenizer = checkpoints.load_tokenizer(model.source.path)
         if adapter is not None:
             checkpoints.load_adapter(model, adapter)
@@ -98,6 +100,35 @@ class Asker:
         print("  " + paint("green", "[" + " ".join(pieces[example.n_prompt :]) + "]"))
 
 
+class Writer:
+    """A model that goes on with a text: no task, no verdict."""
+
+    def __init__(self, folder: Path, temperature: float, seed: int, max_new_tokens: int):
+        model = load_base(StarConfig(model=str(folder)))
+        self.tokenizer = checkpoints.load_tokenizer(folder)
+        self.sampler = Sampler(model, slots=1, max_len=min(model.config.max_pos, 16_384), tokenizer=self.tokenizer)
+        self.temperature, self.seed, self.cap = temperature, seed, max_new_tokens
+
+    def answer(self, text: str) -> None:
+        """The text, and what the model writes behind it as it comes, up to an end or the cap."""
+        stream = TextStream(self.tokenizer)
+        prompt = self.tokenizer.encode(text)
+        if not prompt:
+            raise ValueError("the text is empty: a model goes on from at least one token")
+        room = self.sampler.max_len - len(prompt)
+        if room < 1:
+            raise ValueError(f"the text has {len(prompt)} tokens, but the model has {self.sampler.max_len} positions")
+
+        def on_token(_: int, token: int) -> None:
+            if token not in self.tokenizer.eos_ids:
+                print(stream.push(token), end="", flush=True)
+
+        print(paint("dim", text), end="", flush=True)
+        self.sampler.generate([prompt], max_new_tokens=min(self.cap, room), temperature=self.temperature,
+                              seeds=[self.seed], stop_ids=self.tokenizer.eos_ids, on_token=on_token)
+        print(stream.end())
+
+
 def indent(text: str) -> str:
     return "\n".join("    " + line for line in text.rstrip("\n").split("\n"))
 
@@ -129,8 +160,11 @@ def choose(run: Path | None, iteration: int | None, trace: bool) -> tuple[StarCo
 
 def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    warnings.showwarning = one_line
     parser = Parser(description=__doc__.split("\n\n")[1])
     parser.add_argument("question", nargs="?", help="a question of the task, as 48571+9664; none: type them in")
+    parser.add_argument("--model", type=Path, help="a model folder: go on with any text, without a task")
+    parser.add_argument("--max-new-tokens", type=int, default=200, help="with --model: where to stop at last [200]")
     parser.add_argument("--trace", action="store_true", help="show one problem's whole way through the algorithm")
     parser.add_argument("--run", type=Path, help="run folder [the newest finished one]")
     parser.add_argument("--iteration", type=int, help="which model; 0 is the base [the last; 0 with --trace]")
@@ -138,8 +172,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the draws, if the temperature is not 0 [0]")
     try:
         args = parser.parse_args(argv)
-        config, adapter, which = choose(args.run, args.iteration, args.trace)
-        asker = Asker(config, adapter, args.temperature, args.seed)
+        if args.model is not None:
+            if args.trace or args.run or args.iteration is not None:
+                raise ValueError("--model asks a model without a run: leave out --run, --iteration and --trace")
+            asker, which = Writer(args.model, args.temperature, args.seed, args.max_new_tokens), args.model
+        else:
+            config, adapter, which = choose(args.run, args.iteration, args.trace)
+            asker = Asker(config, adapter, args.temperature, args.seed)
         print(paint("dim", f"model: {which}"))
         if args.trace and args.question is None:
             raise ValueError('--trace needs a question, as in: python sample.py --trace "1064+4991"')

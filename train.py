@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import heapq
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -22,11 +23,13 @@ import torch
 from tqdm import tqdm
 
 import checkpoints
+from star import prompts
+from star.cache import KVCache, free_memory
 from star.config import StarConfig
 from star.decoder import Decoder
 from star.evaluate import VERDICTS
 from star.loop import Event, Finished, Phase, State, Tick, star
-from star.lora import add_lora, trainable
+from star.lora import add_lora, lora_modules, trainable
 from star.run import Run, draw_curves, facts
 from star.sampler import Sampler
 from star.tasks import Task, load_task
@@ -34,13 +37,18 @@ from star.tasks import Task, load_task
 FREE_ON_RESUME = {"iterations", "device", "slots"}  # settings that a run may change half-way
 
 
+def one_line(message: Warning | str, *_) -> None:
+    """A warning as users of a command want it: without the line of code that it came from."""
+    print(f"warning: {message}", file=sys.stderr)
+
+
 class Parser(argparse.ArgumentParser):
     def error(self, message: str):
         raise ValueError(f"{message}; --help lists the settings")
 
 
-def read_flags(argv: list[str]) -> tuple[dict, Path | None, Path | None]:
-    """(settings given on the command line, --out, --resume). Raises ValueError on what it does not understand."""
+def read_flags(argv: list[str]) -> tuple[dict, argparse.Namespace]:
+    """(settings given on the command line, the flags that are no settings). ValueError on what is not understood."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
                     argument_default=argparse.SUPPRESS)
     kinds = {"int": int, "float": float, "str": str}
@@ -51,8 +59,10 @@ def read_flags(argv: list[str]) -> tuple[dict, Path | None, Path | None]:
                             metavar=None if f.metadata["choices"] else kind.__name__, help=f.metadata["help"] + default)
     parser.add_argument("--out", type=Path, help="run folder, new or empty [runs/<task>-NNN]")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run in this folder")
+    parser.add_argument("--check", action="store_true", default=False,
+                        help="say what the model is, what it needs and what its first prompt is, and train nothing")
     given = vars(parser.parse_args(argv))
-    return given, given.pop("out", None), given.pop("resume", None)
+    return given, argparse.Namespace(**{name: given.pop(name, None) for name in ("out", "resume", "check")})
 
 
 def choose_device(name: str) -> torch.device:
@@ -66,14 +76,60 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def load_base(config: StarConfig) -> Decoder:
-    """The base model on its device. dtype auto: float32, or bfloat16 where checkpoint and device both have it."""
+def plan_base(config: StarConfig) -> tuple[Decoder, torch.device]:
+    """The base model without its weights, and its device.
+
+    dtype auto: float32, or bfloat16 where the checkpoint has it and the device multiplies it.
+    """
     device, folder = choose_device(config.device), config.model or checkpoints.SHIPPED
-    if config.dtype != "auto":
-        return checkpoints.load_model(folder, device, config.dtype)
-    model = checkpoints.load_model(folder, "cpu")
-    fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return model.to(device, torch.bfloat16 if fast and model.dtype == torch.bfloat16 else torch.float32)
+    model = checkpoints.outline(folder, None if config.dtype == "auto" else config.dtype)
+    if config.dtype == "auto":
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        model = model.to(torch.bfloat16 if fast and model.dtype == torch.bfloat16 else torch.float32)
+    return model, device
+
+
+def load_base(config: StarConfig) -> Decoder:
+    """The base model on its device, if it has room there."""
+    model, device = plan_base(config)
+    need, free = memory(model, config)["weights"], free_memory(device)
+    if free is not None and need > free:
+        smaller = "" if model.dtype.itemsize < 4 else ", or take half as much: --dtype bfloat16"
+        name = str(model.dtype).removeprefix("torch.")
+        raise ValueError(f"the weights need {size(need)} in {name}, but {device} has {size(free)} free: take a smaller "
+                         f"model{smaller}")
+    return checkpoints.load_model(model.source.path, device, model.dtype)
+
+
+def memory(model: Decoder, config: StarConfig) -> dict[str, int]:
+    """Bytes that a run needs beside the cache and the activations, by what for; `model` is a plan without weights."""
+    weights = sum(t.nbytes for _, t in model.tensors())
+    add_lora(model, config.rank, config.alpha)
+    copy = sum(module.weight.nbytes for _, module in lora_modules(model))
+    adapters = sum(p.numel() for p in trainable(model).values())
+    return {"weights": weights, "adapters with gradient and moments": 4 * 4 * adapters,
+            "merged copy": copy if config.merge != "off" else 0}
+
+
+def size(n: int) -> str:
+    """Bytes for people: 2.1 MiB, 13.5 GiB."""
+    return f"{n / 2**30:.2f} GiB" if n >= 2**28 else f"{n / 2**20:.1f} MiB"
+
+
+def check(config: StarConfig) -> None:
+    """--check: would a run start? Says what it would run on, or raises what a run would raise."""
+    plan, device = plan_base(config)
+    print(f"model   {plan.source.path}: {checkpoints.describe(plan)}", flush=True)
+    parts, free = memory(plan, config), free_memory(device)
+    has = f"{device} has {size(free)} free" if free is not None else f"on {device}"
+    print(f"memory  {', '.join(f'{what} {size(n)}' for what, n in parts.items())}: {size(sum(parts.values()))}; {has}",
+          flush=True)
+    sampler, tokenizer, task = build(config)
+    row = sampler.max_len * KVCache.bytes_a_token(sampler.model.config, sampler.model.dtype)
+    print(f"cache   {sampler.slots} slots of {sampler.max_len} tokens: at most {size(sampler.slots * row)}")
+    problem = task.train[0]
+    print(f"prompt  {task.prefix + task.question(problem)!r}")
+    print(f"ids     {prompts.encode(task, problem, tokenizer)}")
 
 
 def build(config: StarConfig) -> tuple[Sampler, object, Task]:
@@ -146,9 +202,8 @@ class Table:
             self.bar.close()
 
 
-def start(argv: list[str]) -> tuple[Run, Iterator[Event], Decoder, Table]:
+def start(given: dict, out: Path | None, resume: Path | None) -> tuple[Run, Iterator[Event], Decoder, Table]:
     """A new run, or one to go on with: its folder, its events to come, its model, and the table so far."""
-    given, out, resume = read_flags(argv)
     state, made = State(), []
     if resume is not None:
         fixed = ["--" + name.replace("_", "-") for name in sorted(set(given) - FREE_ON_RESUME)] + ["--out"] * bool(out)
@@ -190,9 +245,16 @@ def draw(run: Run) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    warnings.showwarning = one_line
     run = None
     try:
-        run, events, model, table = start(sys.argv[1:] if argv is None else argv)
+        given, flags = read_flags(sys.argv[1:] if argv is None else argv)
+        if flags.check and (flags.out or flags.resume):
+            raise ValueError("--check starts no run: leave out --out and --resume")
+        if flags.check:
+            check(StarConfig(**given))
+            return 0
+        run, events, model, table = start(given, flags.out, flags.resume)
         with contextlib.closing(table):
             for event in events:
                 run.record(event, model)

@@ -33,6 +33,7 @@ class Source:
     path: Path
     config: dict  # config.json as it stands
     layout: Layout
+    files: dict[str, TensorFile]  # tensor name -> the file that holds it
 
 
 def load_config(path: str | Path) -> tuple[dict, DecoderConfig, Layout]:
@@ -51,12 +52,10 @@ def load_config(path: str | Path) -> tuple[dict, DecoderConfig, Layout]:
         raise ValueError(f"{folder}/config.json does not make sense ({e})") from None
 
 
-def load_model(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | str | None = None) -> Decoder:
-    """The decoder stored in a folder, on `device`.
+def outline(path: str | Path, dtype: torch.dtype | str | None = None) -> Decoder:
+    """The decoder of a folder without its weights, on torch's "meta" device: what it is and what it would need.
 
-    dtype None: what config.json says, else what the tensors are. Raises FileNotFoundError or ValueError, with file and
-    tensor, for a folder, config or weights that are missing, damaged or do not fit together. Warns of numbers that are
-    not finite.
+    Raises what `load_model` raises, but for damage inside the weights themselves.
     """
     folder = Path(path)
     raw, config, layout = load_config(folder)
@@ -64,10 +63,27 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", dtype: torc
     layout = layout.rooted(files)
     config = replace(config, tied=config.tied and not _own_head(files, layout))
     with torch.device("meta"):
-        model = Decoder(config)
-    model.to(_dtype(folder, raw, dtype) or _dtype_of(files, layout)).to_empty(device=device)
-    _fill(model, layout, files, folder)
-    model.source = Source(folder, raw, layout)
+        model = Decoder(config).to(_dtype(folder, raw, dtype) or _dtype_of(files, layout))
+    model.source = Source(folder, raw, layout, files)
+    _check(model)
+    return model
+
+
+def load_model(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | str | None = None) -> Decoder:
+    """The decoder stored in a folder, on `device`.
+
+    dtype None: what config.json says, else what the tensors are. Raises FileNotFoundError or ValueError, with file and
+    tensor, for a folder, config or weights that are missing, damaged or do not fit together. Warns of numbers that are
+    not finite.
+    """
+    model = outline(path, dtype).to_empty(device=device)
+    files, layout = model.source.files, model.source.layout
+    views = {layout.name(name): (name, view) for name, view in model.tensors()}
+    for name in sorted(views, key=lambda n: (files[n].path, files[n].entries[n].start)):  # as they lie on the disk
+        canonical, view = views[name]
+        if not files[name].read_into(name, view, layout.order(canonical)):
+            warnings.warn(f"{files[name].path}: {name} holds numbers that are not finite (NaN or infinite): fetch it "
+                          "again, or expect nonsense", stacklevel=2)
     return model
 
 
@@ -97,9 +113,10 @@ def _own_head(files: dict[str, TensorFile], layout: Layout) -> bool:
     return not all(torch.equal(a, b) for (_, a), (_, b) in chunks)
 
 
-def _fill(model: Decoder, layout: Layout, files: dict[str, TensorFile], folder: Path) -> None:
-    """Copy every tensor to its place. ValueError names what lacks, what is left over, and what has another shape."""
-    views = {layout.name(name): (name, view) for name, view in model.tensors()}
+def _check(model: Decoder) -> None:
+    """Does every tensor have its place, and every place its tensor? ValueError names what does not fit."""
+    folder, layout, files = model.source.path, model.source.layout, model.source.files
+    views = {layout.name(name): view for name, view in model.tensors()}
     spare = {layout.name("lm_head.weight")} if model.config.tied else set()
     left_over = sorted(n for n in files if n not in views and n not in spare and not re.search(layout.ignored, n))
     missing = sorted(set(views) - set(files))
@@ -107,16 +124,11 @@ def _fill(model: Decoder, layout: Layout, files: dict[str, TensorFile], folder: 
         said = [f"{kind} {', '.join(which[:4])}" + (f" and {len(which) - 4} more" if len(which) > 4 else "")
                 for kind, which in (("lacks", missing), ("has unexpected", left_over)) if which]
         raise ValueError(f"{folder} does not fit its config.json: it {' and '.join(said)}")
-    for name, (_, view) in views.items():  # before anything is read
-        if files[name].entries[name].shape != view.shape:
-            raise ValueError(f"{files[name].path}: {name} has shape {list(files[name].entries[name].shape)}, but "
-                             f"config.json asks for {list(view.shape)}")
+    for name, view in views.items():
         files[name].dtype(name)
-    for name in sorted(views, key=lambda n: (files[n].path, files[n].entries[n].start)):  # as they lie on the disk
-        canonical, view = views[name]
-        if not files[name].read_into(name, view, layout.order(canonical)):
-            warnings.warn(f"{files[name].path}: {name} holds numbers that are not finite (NaN or infinite): fetch it "
-                          "again, or expect nonsense", stacklevel=3)
+        if (shape := files[name].entries[name].shape) != view.shape:
+            raise ValueError(f"{files[name].path}: {name} has shape {list(shape)}, but config.json asks for "
+                             f"{list(view.shape)}")
 
 
 def named_tensors(model: Decoder, layout: Layout) -> Iterator[tuple[str, Tensor]]:
@@ -150,7 +162,7 @@ def export_merged(model: Decoder, path: str | Path, most_shard: int = MOST_SHARD
     for stale in (folder / "config.json", folder / INDEX, *folder.glob("model*.safetensors")):
         stale.unlink(missing_ok=True)
     views = {source.layout.name(n): view for n, view in model.tensors()}
-    others = {n: f for n, f in tensor_files(source.path).items() if n not in views}  # a vision tower, a tied head
+    others = {n: f for n, f in source.files.items() if n not in views}  # a vision tower, a tied head
     sizes = {n: v.numel() * v.itemsize for n, v in views.items()} | {n: f.entries[n].size for n, f in others.items()}
     shards = _shards(sizes, most_shard)
     names = ["model.safetensors"] if len(shards) == 1 else [
