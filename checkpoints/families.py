@@ -7,7 +7,7 @@ family needs and this file lacks is refused by name, never ignored.
 
 import re
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -296,16 +296,21 @@ def decoder_config(raw: dict) -> tuple[DecoderConfig, Layout]:
         raise ValueError(f"config.json has {heads} heads, {kv} key heads and hidden_size {width}: they do not divide")
     o = Draft({
         "vocab": count(c, "vocab_size"), "d_model": width, "n_layers": count(c, "num_hidden_layers"),
-        "n_heads": heads, "n_kv": kv, "head_dim": c.get("head_dim") or width // heads,
+        "n_heads": heads, "n_kv": kv,
+        "head_dim": count(c, "head_dim") if c.get("head_dim") is not None else width // heads,
         "d_ff": count(c, "intermediate_size"),
         "act": act(c, "hidden_act", "silu"), "norm_eps": c.get("rms_norm_eps", 1e-6),
         "max_pos": c.get("max_position_embeddings", 2048), "tied": bool(c.get("tie_word_embeddings", False)),
     })
     scaling, old = c.get("rope_parameters") or {}, c.get("rope_scaling") or {}
-    if scaling and any(scaling.get(k, v) != v for k, v in old.items()):
+    if scaling and any(scaling.get("rope_type" if k == "type" else k) != v for k, v in old.items()):
         raise ValueError("config.json has rope_parameters and a rope_scaling that says otherwise: leave one out")
     scaling = scaling or old
     if FAMILIES[family] is not gemma3:  # it has two ropes and sets them itself
         o.fields["ropes"] = (rope_of(c, {"rope_theta": c.get("rope_theta"), **scaling}),)
     FAMILIES[family](c, o)
+    for f in fields(DecoderConfig):
+        value = o.fields.get(f.name, 0.0)
+        if f.type is float and not isinstance(value, int | float):
+            raise ValueError(f"config.json makes {f.name} {value!r}; it must be a number")
     return DecoderConfig(**o.fields), Layout(o.names, **o.layout)

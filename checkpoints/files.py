@@ -122,6 +122,7 @@ class TensorFile:
         order (rows,): row i of `out` is the file's row order[i].
         """
         assert out.shape == self.entries[name].shape, f"{name}: {out.shape} != {self.entries[name].shape}"
+        out = out if out.ndim else out[None]  # a single number is one row
         place = None if order is None else torch.argsort(order)  # file's row -> out's row
         straight = out.is_cpu and out.is_contiguous() and out.dtype == self.dtype(name) and place is None
         finite = True
@@ -137,16 +138,16 @@ class TensorFile:
     def chunks(self, name: str, into: Tensor | None = None) -> Iterator[tuple[int, Tensor]]:
         """(first row, rows) piece by piece: in a buffer that the next piece overwrites, or in their place in `into`."""
         entry, dtype = self.entries[name], self.dtype(name)
-        rows = entry.shape[0] if entry.shape else 1
+        rows, *rest = entry.shape or (1,)
         row_bytes = entry.size // max(rows, 1)
         most = max(1, CHUNK // max(row_bytes, 1))
         if into is None:
-            buffer = torch.empty(min(most, rows), *entry.shape[1:], dtype=dtype)
+            buffer = torch.empty(min(most, rows), *rest, dtype=dtype)
         with open(self.path, "rb", buffering=0) as f:
             f.seek(entry.start)
             for row in range(0, rows, most):
                 n = min(most, rows - row)
-                chunk = buffer[:n] if into is None else into[row : row + n] if entry.shape else into
+                chunk = buffer[:n] if into is None else into[row : row + n]
                 _fill(f, memoryview(chunk.reshape(-1).view(torch.uint8).numpy()))
                 yield row, chunk
 

@@ -8,6 +8,7 @@ import torch
 
 import checkpoints
 from star.decoder import Decoder, DecoderConfig, Linear, Norm
+from star.lora import add_lora, lora_modules
 from star.tasks import load_task
 
 ROOT = Path(__file__).parents[1]
@@ -29,6 +30,16 @@ def random_decoder(seed: int = 0, dtype: torch.dtype = torch.float64, **fields) 
                     p.copy_(torch.randn(p.shape, generator=generator, dtype=torch.float64) / width)
                 if isinstance(module, Norm) and not module.plus_one:
                     module.weight += 1
+    return model
+
+
+def stirred(model: Decoder, rank: int = 3, alpha: float = 6, **kw) -> Decoder:
+    """The model with adapters that do something."""
+    add_lora(model, rank=rank, alpha=alpha, **kw)
+    with torch.no_grad():
+        for i, (_, module) in enumerate(lora_modules(model)):
+            for B in module.B:
+                B.normal_(generator=torch.Generator().manual_seed(i))
     return model
 
 

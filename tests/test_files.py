@@ -1,0 +1,194 @@
+"""Files: read strictly, written whole. Each refusal is one line that names the file and what is wrong with it."""
+
+import json
+import math
+import shutil
+import struct
+
+import pytest
+import torch
+from conftest import GOLDEN
+from safetensors.torch import load_file, save_file
+
+from checkpoints import files
+from checkpoints.files import INDEX, TensorFile, read_json, tensor_files, write_atomically, write_tensors
+
+
+def said(error, call, *args):
+    with pytest.raises(error) as caught:
+        call(*args)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def raw(header: dict | bytes, data: bytes = b"") -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def entry(start, end, shape, dtype="F32"):
+    return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """A writable copy of a sharded golden."""
+    for file in (GOLDEN / "llama2").glob("model*"):
+        shutil.copy(file, tmp_path / file.name)
+    return tmp_path
+
+
+def edit_index(folder, change):
+    index = json.loads((folder / INDEX).read_text())
+    change(index["weight_map"])
+    (folder / INDEX).write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("chunk", [1, 100, 1 << 20])
+def test_reads_what_the_library_writes(tmp_path, monkeypatch, dtype, chunk):
+    monkeypatch.setattr(files, "CHUNK", chunk)
+    tensors = {name: torch.randn(shape).to(dtype)
+               for name, shape in (("a", (7, 5)), ("b", (3,)), ("c", ()), ("d", (0, 4)), ("e", (2, 3, 4)))}
+    save_file(tensors, tmp_path / "t.safetensors")
+    file = TensorFile(tmp_path / "t.safetensors")
+    for name, tensor in tensors.items():
+        assert torch.equal(file.read(name), tensor)
+        wide = torch.empty(tensor.shape, dtype=torch.float64)
+        assert file.read_into(name, wide)
+        assert torch.equal(wide, tensor.double())
+    order = torch.tensor([3, 0, 6, 1, 2, 5, 4])
+    mixed = torch.empty(7, 5, dtype=dtype)
+    file.read_into("a", mixed, order)
+    assert torch.equal(mixed, tensors["a"][order])
+
+
+def test_numbers_that_are_not_finite_are_noticed(tmp_path):
+    for odd in (math.nan, math.inf, -math.inf):
+        for dtype in (torch.float32, torch.bfloat16):
+            tensor = torch.zeros(30, 4, dtype=dtype)
+            tensor[17, 2] = odd
+            save_file({"a": tensor, "b": torch.zeros(3)}, tmp_path / "t.safetensors")
+            file = TensorFile(tmp_path / "t.safetensors")
+            assert not file.read_into("a", torch.empty(30, 4))
+            assert file.read_into("b", torch.empty(3))
+
+
+@pytest.mark.parametrize(("data", "why"), [
+    (b"", "0 bytes"),
+    (b"\x01\x02", "2 bytes"),
+    (b"\xff" * 8 + b"{}", "header of 18,446,744"),
+    (raw(b"{]"), "Expecting"),
+    (raw(b"[1]"), "damaged"),
+    (raw(b"\xff\xfe"), "utf-8"),
+    (raw({"a": entry(0, 4, [1])}, b""), "tensors end at byte"),
+    (raw({"a": entry(0, 4, [1])}, b"\0" * 9), "tensors end at byte"),
+    (raw({"a": entry(0, 4, [2])}, b"\0" * 4), "4 bytes for shape [2]"),
+    (raw({"a": entry(0, 4, [-1])}, b"\0" * 4), "shape [-1]"),
+    (raw({"a": entry(4, 0, [1])}, b"\0" * 4), "bytes for shape"),
+    (raw({"a": entry(0, 4, [1]), "b": entry(2, 6, [1])}, b"\0" * 6), "starts at byte"),
+    (raw({"a": entry(0, 4, [1]), "b": entry(8, 12, [1])}, b"\0" * 12), "starts at byte"),
+    (raw({"a": {"dtype": "F32"}}), "damaged"),
+    (raw({"a": entry("0", 4, [1])}, b"\0" * 4), "damaged"),
+    (raw(b'{"a": %s, "a": %s}' % ((json.dumps(entry(0, 4, [1])).encode(),) * 2), b"\0" * 4), "'a' stands in it twice"),
+])
+def test_damaged_tensor_files(tmp_path, data, why):
+    path = tmp_path / "t.safetensors"
+    path.write_bytes(data)
+    text = said(ValueError, TensorFile, path)
+    assert "t.safetensors is damaged or cut short" in text
+    assert why in text
+
+
+@pytest.mark.parametrize("dtype", ["I32", "I8", "F8_E4M3", "U8"])
+def test_quantised_weights_are_refused_by_name(tmp_path, dtype):
+    shape = [1] if dtype == "I32" else [4]
+    (tmp_path / "t.safetensors").write_bytes(raw({"a": entry(0, 4, shape, dtype)}, b"\0" * 4))
+    assert f"a has dtype {dtype}; quantised" in said(ValueError, TensorFile(tmp_path / "t.safetensors").read, "a")
+
+
+def test_a_file_that_shrinks_while_it_is_read(tmp_path):
+    path = tmp_path / "t.safetensors"
+    save_file({"a": torch.zeros(100)}, path)
+    file = TensorFile(path)
+    path.write_bytes(path.read_bytes()[:200])
+    assert "ended while it was read" in said(ValueError, file.read, "a")
+
+
+def test_the_index_decides(shards):
+    (shards / "stray.safetensors").write_bytes(b"not looked at")
+    every = {k: v for file in sorted(shards.glob("model-*")) for k, v in load_file(file).items()}
+    found = tensor_files(shards)
+    assert found.keys() == every.keys()
+    assert all(torch.equal(file.read(name), every[name]) for name, file in found.items())
+
+
+@pytest.mark.parametrize(("name", "why"), [
+    ("../other.safetensors", "not in its folder"), ("/etc/passwd", "not in its folder"), ("a/b", "not in its folder"),
+    ("gone.safetensors", "shard gone.safetensors is missing")])
+def test_an_index_may_not_lead_elsewhere(shards, name, why):
+    edit_index(shards, lambda m: m.update({"model.norm.weight": name}))
+    assert why in said((ValueError, FileNotFoundError), tensor_files, shards)
+
+
+def test_a_shard_may_be_a_link_into_the_hubs_cache_only(tmp_path):
+    cache = tmp_path / "models--a--b"
+    folder, blobs = cache / "snapshots" / "0123", cache / "blobs"
+    folder.mkdir(parents=True)
+    blobs.mkdir()
+    for i, file in enumerate(sorted((GOLDEN / "llama2").glob("model*"))):
+        shutil.copy(file, blobs / str(i))
+        (folder / file.name).symlink_to(f"../../blobs/{i}")
+    assert len(tensor_files(folder)) == len(tensor_files(GOLDEN / "llama2"))
+    link = folder / "model-00001-of-00003.safetensors"
+    link.unlink()
+    shutil.copy(GOLDEN / "llama2" / link.name, tmp_path / "elsewhere")
+    link.symlink_to(tmp_path / "elsewhere")
+    assert f"names {link.name}, a link to" in said(ValueError, tensor_files, folder)
+
+
+def test_a_tensor_in_two_shards_or_in_none(shards):
+    first, second = sorted(shards.glob("model-*"))[:2]
+    name, tensor = next(iter(load_file(first).items()))
+    save_file(load_file(second) | {name: tensor}, second)
+    assert f"{name}, which stands in {first.name} too" in said(ValueError, tensor_files, shards)
+    save_file(load_file(second) | {"new": tensor}, second)
+    shutil.copy(GOLDEN / "llama2" / second.name, second)
+    save_file(load_file(second) | {"new": tensor}, second)
+    assert "new, which is not in the index" in said(ValueError, tensor_files, shards)
+    shutil.copy(GOLDEN / "llama2" / second.name, second)
+    edit_index(shards, lambda m: m.update({"promised": second.name}))
+    assert "lacks the tensor promised" in said(ValueError, tensor_files, shards)
+
+
+def test_an_index_that_is_none(shards):
+    (shards / INDEX).write_text('{"weight_map": {"a": 3}}')
+    assert "no weight_map" in said(ValueError, tensor_files, shards)
+    (shards / INDEX).write_text('{"weight_map": {"a": "x", "a": "y"}}')
+    assert "'a' stands in it twice" in said(ValueError, tensor_files, shards)
+
+
+def test_pickled_weights_are_refused_with_the_way_out(tmp_path):
+    assert "no model.safetensors" in said(FileNotFoundError, tensor_files, tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    text = said(FileNotFoundError, tensor_files, tmp_path)
+    assert "pytorch_model.bin but no safetensors" in text
+    assert "save_pretrained" in text
+
+
+def test_json_that_is_none(tmp_path):
+    path = tmp_path / "a.json"
+    assert "no a.json" in said(FileNotFoundError, read_json, path)
+    deep = "[" * 10**5
+    for text, why in (("{", "not JSON"), ("[1]", "holds a list"), ('{"a": 1, "a": 2}', "twice"), (deep, "not JSON")):
+        path.write_text(text)
+        assert why in said(ValueError, read_json, path)
+
+
+def test_writes_leave_nothing_behind(tmp_path):
+    write_tensors(tmp_path / "t.safetensors", {"a": torch.arange(6.0).view(2, 3).T})
+    write_atomically(tmp_path / "x", b"1")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["t.safetensors", "x"]
+    assert torch.equal(load_file(tmp_path / "t.safetensors")["a"], torch.arange(6.0).view(2, 3).T)
+    assert (tmp_path / "t.safetensors").stat().st_mode & 0o777 == 0o644
