@@ -91,6 +91,7 @@ def test_missing_folder_and_files(tmp_path, llama):
         ({"model_type": "qwen2_vl", "vision_config": {}}, "'qwen2_vl' is not supported (it reads images or sound)"),
         ({"model_type": "granitemoehybrid", "num_local_experts": 4}, "with 4 experts and layers mamba is not sup"),
         ({"model_type": "granitemoehybrid", "num_local_experts": 0, "layer_types": ["mamba", "attention"]}, "mamba"),
+        ({"model_type": "granitemoehybrid", "layer_types": ["attention"] * 3}, "with 8 experts and layers attention"),
         ({"model_type": "blorp"}, "'blorp' is not supported; supported are llama"),
         ({"quantization_config": {"quant_method": "gptq"}}, "its weights are quantised (by gptq)"),
         ({"use_bidirectional_attention": True}, "an encoder for embeddings"),
@@ -217,13 +218,21 @@ def test_a_merged_export_says_what_the_adapted_model_says(tmp_path, name):
 
 def test_an_export_takes_the_tokenizer_along_and_leaves_no_old_shards(tmp_path, shipped):
     folder = tmp_path / "out"
-    checkpoints.export_merged(checkpoints.load_model(GOLDEN / "llama2"), folder)
+    checkpoints.export_merged(checkpoints.load_model(GOLDEN / "llama2"), folder, most_shard=40_000)
     checkpoints.export_merged(shipped, folder)
     assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors", "tokenizer.model"]
     assert checkpoints.load_tokenizer(folder).encode("1+2\n") == checkpoints.load_tokenizer(SHIPPED).encode("1+2\n")
     assert (folder / "model.safetensors").read_bytes() == (SHIPPED / "model.safetensors").read_bytes()
     with pytest.raises(ValueError, match="is the folder that the model was loaded from"):
         checkpoints.export_merged(checkpoints.load_model(folder), folder)
+
+
+def test_an_export_keeps_the_configs_own_words(llama, tmp_path):
+    edit(llama / "config.json", somebodys_key=[1, None])
+    text = (llama / "config.json").read_bytes().replace(b" ", b"  ")
+    (llama / "config.json").write_bytes(text)
+    checkpoints.export_merged(checkpoints.load_model(llama), tmp_path / "out")
+    assert (tmp_path / "out" / "config.json").read_bytes() == text
 
 
 def test_an_export_says_its_dtype_and_its_own_head(tmp_path):

@@ -139,6 +139,18 @@ def test_alibi_slopes_and_bias():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("rounds", [True, False])
+def test_embedding_scale_in_bfloat16(rounds):
+    """Gemma's sqrt(3072) is 55.5 in bfloat16, not 55.43; Granite's multiplier keeps its digits."""
+    model = random_decoder(dtype=torch.bfloat16, n_layers=1, embed_scale=3072**0.5, embed_scale_rounds=rounds)
+    seen = []
+    model.layers[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    model(torch.arange(9)[None])
+    scale = 55.5 if rounds else 3072**0.5
+    assert torch.equal(seen[0][0], (model.embed_tokens.weight[:9].float() * scale).bfloat16())
+
+
+@torch.no_grad()
 def test_query_scale_grows_with_position():
     ids = torch.arange(8)[None]
     plain, scaled = random_decoder(n_layers=1), random_decoder(n_layers=1, q_len_scale=(0.7, 4))

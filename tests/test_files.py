@@ -58,6 +58,8 @@ def test_reads_what_the_library_writes(tmp_path, monkeypatch, dtype, chunk):
         wide = torch.empty(tensor.shape, dtype=torch.float64)
         assert file.read_into(name, wide)
         assert torch.equal(wide, tensor.double())
+    pieces = [piece.nbytes for _, piece in file.chunks("a")]
+    assert max(pieces) <= max(chunk, 5 * dtype.itemsize)  # at least a row at a time, and no more than was asked for
     order = torch.tensor([3, 0, 6, 1, 2, 5, 4])
     mixed = torch.empty(7, 5, dtype=dtype)
     file.read_into("a", mixed, order)

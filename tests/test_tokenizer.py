@@ -11,7 +11,7 @@ import pytest
 from conftest import GOLDEN, SHIPPED
 
 import checkpoints
-from checkpoints.bytelevel import ALPHABET, ByteLevelBPE, compiled, normalizer, split
+from checkpoints.bytelevel import ALPHABET, ByteLevelBPE, compiled, normalizer, pre_tokenizer, split
 from checkpoints.tokenizer import AddedTokens
 
 CASES = sorted(p.parent.name for p in GOLDEN.glob("tok_*/cases.json"))
@@ -173,6 +173,11 @@ def test_split(behavior, pieces, inverted):
     assert split("a--b", compiled("-"), behavior, invert=True) == inverted
 
 
+def test_signs_of_ascii_are_punctuation_too():
+    cut = pre_tokenizer({"type": "Punctuation", "behavior": "Contiguous"})
+    assert cut("a$<5, «b»~") == ["a", "$<", "5", ",", " ", "«", "b", "»~"]
+
+
 @pytest.mark.parametrize(("flags", "pieces"), [
     ({}, ["a ", 9, " b", 9, "c"]), ({"lstrip": True}, ["a", 9, " b", 9, "c"]),
     ({"rstrip": True}, ["a ", 9, "b", 9, "c"]), ({"single_word": True}, ["a ", 9, " b<x>c"])])
@@ -262,7 +267,8 @@ def test_sentencepiece_with_added_tokens(tmp_path, legacy):
     ids = tokenizer.encode("the<|user|>the", special=False)
     assert ids[: len(the) + 1] == [*the, 400]
     assert (ids[len(the) + 1 :] == the) is legacy
-    assert tokenizer.decode(ids) == "the<|user|>the"
+    for text in ("the<|user|>the", "the<|user|> the"):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
     assert tokenizer.encode("the") == [1, *the, 2]
     assert tokenizer.encode("<s>", special=False) == plain.encode("<s>", special=False)  # a text cannot forge it
 
