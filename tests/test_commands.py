@@ -15,10 +15,12 @@ import torch
 from conftest import ROOT, SHIPPED
 from safetensors.torch import load_file, save_file
 
+import checkpoints
 import sample
 import train
-from star.experiments import addition, tiny_adder
-from star.run import read_lines, write_json
+from checkpoints.files import write_json
+from star.experiments import addition, export, tiny_adder
+from star.run import read_lines
 from star.tasks import load_task
 from star.tasks.arithmetic import Arithmetic, split
 
@@ -69,6 +71,58 @@ def test_train_then_sample(capsys, tmp_path):
     assert f"go on with it by --resume {run}" in capsys.readouterr().err
     assert train.main(["--resume", str(run), "--lr", "1", "--out", "x"]) == 2
     assert "leave out --lr, --out" in capsys.readouterr().err
+
+
+def test_check_says_what_a_model_is_and_needs(capsys):
+    assert train.main(["--check"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert re.match(r"model   .*tiny-adder: llama, 538,112 parameters, float32$", out[0])
+    weights, adapters, copy, both = (float(x) for x in re.findall(r"([\d.]+) MiB", out[1])[:4])
+    assert weights == pytest.approx(538_112 * 4 / 2**20, abs=0.06)
+    assert adapters == pytest.approx(16 * 114_688 / 2**20, abs=0.06)  # 4 bytes each for value, gradient, two moments
+    assert weights - copy == pytest.approx((21 * 128 + 9 * 128) * 4 / 2**20, abs=0.1)  # all but embedding and norms
+    assert both == pytest.approx(weights + adapters + copy, abs=0.2)
+    assert out[2:] == [out[2], "prompt  '5+0\\n'", "ids     [9, 3, 4, 2]"]
+    assert not Path("runs").exists()
+
+
+def test_check_refuses_what_a_run_would(capsys, monkeypatch):
+    one_line(capsys, train.main(["--check", "--model", "nowhere"]), "no model folder nowhere")
+    one_line(capsys, train.main(["--check", "--out", "x"]), "leave out --out and --resume")
+    monkeypatch.setattr(train, "free_memory", lambda _: 10**6)
+    said = train.main(["--model", str(SHIPPED)])
+    one_line(capsys, said, "the weights need 2.1 MiB in float32, but cpu has 1.0 MiB free", "--dtype bfloat16")
+
+
+def test_numbers_that_are_not_finite_are_one_line(capsys):
+    shutil.copytree(SHIPPED, "nan")
+    tensors = load_file("nan/model.safetensors")
+    tensors["model.norm.weight"][3] = float("nan")
+    save_file(tensors, "nan/model.safetensors")
+    assert train.main(["--model", "nan", "--check"]) == 0
+    err = capsys.readouterr().err
+    assert err.startswith("warning: nan/model.safetensors: model.norm.weight holds numbers that are not finite")
+    assert err.count("\n") == 1
+
+
+def test_a_model_goes_on_with_a_text(capsys, monkeypatch):
+    assert sample.main(["--model", str(SHIPPED), "12+34\n", "--max-new-tokens", "9"]) == 0
+    assert capsys.readouterr().out.endswith("12+34\n2+4+C0=06\n")
+    one_line(capsys, sample.main(["--model", str(SHIPPED), "--trace", "1+1"]), "leave out --run, --iteration and --tr")
+    one_line(capsys, sample.main(["--model", str(SHIPPED), ""]), "the text is empty")
+
+
+def test_export_of_a_run(capsys):
+    one_line(capsys, export.main(["out"]), "nothing to export")
+    assert train.main(SMALL) == 0
+    assert export.main(["out"]) == 0
+    assert "wrote out: runs/arithmetic-001, iteration 1" in capsys.readouterr().out
+    assert sample.main(["--model", "out", "12+34\n", "--max-new-tokens", "9"]) == 0
+    live = checkpoints.load_model(SHIPPED)
+    checkpoints.load_adapter(live, "runs/arithmetic-001/adapters/iter-001")
+    ids = torch.arange(2, 15)[None]
+    torch.testing.assert_close(checkpoints.load_model("out")(ids), live(ids), atol=1e-3, rtol=1e-3)
+    one_line(capsys, export.main(["out"]), "out exists and is not empty")
 
 
 def test_sample_without_a_run(capsys):
