@@ -144,6 +144,11 @@ def test_tensors_must_fit(tmp_path):
         refused(folder, said)
 
 
+def test_only_gemma_rounds_its_embedding_scale():
+    assert checkpoints.outline(GOLDEN / "gemma2").config.embed_scale_rounds
+    assert not checkpoints.outline(GOLDEN / "granite").config.embed_scale_rounds
+
+
 def test_old_files_with_rope_buffers_load(tmp_path):
     folder = tmp_path / "m"
     shutil.copytree(GOLDEN / "llama_bias", folder)

@@ -1,0 +1,239 @@
+"""Every family, from its files to gradients and sampled tokens, against tests/plain.py: formulas in float64.
+
+plain.py is judged first, by the reference's numbers. It then judges what these numbers do not reach: the gradient of a
+training step, ragged batches, and models that no golden here covers.
+"""
+
+import json
+
+import plain
+import pytest
+import torch
+from conftest import GOLDEN
+from safetensors.torch import load_file, save_file
+
+import checkpoints
+from star.finetune import finetune
+from star.lora import add_lora, lora_modules, trainable
+from star.problem import Example
+from star.sampler import Sampler
+
+GOLDENS = sorted(p.parent.name for p in GOLDEN.glob("*/golden.safetensors")
+                 if (p.parent / "config.json").exists() and "bf16" not in p.parent.name)  # fmt: skip
+CLOSE = 1e-6  # between two float64 computations whose rope angles, cos and sin are float32
+
+
+def noise(seed, *shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).float() / 4
+
+
+def falcon_rw(w):
+    """Falcon-RW: a key and a value a head, biases, and a second norm of its own."""
+    out = dict(w)
+    for i, (name, t) in enumerate(w.items()):
+        if "input_layernorm" in name:
+            out[name.replace("input", "post_attention")] = t + noise(i, len(t))
+        elif "query_key_value" in name:
+            out[name] = noise(i, 3 * t.shape[1], t.shape[1])
+        if ".h." in name and "layernorm" not in name:
+            out[name.replace("weight", "bias")] = noise(i + 100, len(out[name]))
+    return out
+
+
+def falcon_11b(w):
+    return {name.replace("ln_attn", "input_layernorm"): t for name, t in w.items() if "ln_mlp" not in name}
+
+
+VARIANTS = {  # models without a golden: made from one by other keys and, where these ask for them, other tensors
+    "falcon_rw": ("falcon7b", {"alibi": True, "parallel_attn": False, "multi_query": False, "bias": True,
+                               "num_attention_heads": 16}, falcon_rw),  # 16: slopes that bfloat16 rounds
+    "falcon_11b": ("falcon40b", {"num_ln_in_parallel_attn": 1}, falcon_11b),
+    "falcon_alibi": ("falcon40b", {"alibi": True}, dict),
+    "granite4_nope": ("granite4_dense", {"position_embedding_type": "nope"}, dict),
+    "llama_linear": ("llama2", {"rope_parameters": {"rope_type": "linear", "factor": 4.0}}, dict),
+    "llama_yarn": ("llama3", {"rope_parameters": {
+        "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}}, dict),
+    "ministral3": ("mistral_swa", {"model_type": "ministral3", "sliding_window": None, "rope_parameters": {
+        "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8, "beta_slow": 0.1, "mscale": 1.0,
+        "mscale_all_dim": 0.5, "llama_4_scaling_beta": 0.3}}, dict),
+}  # fmt: skip
+CHANGES = [  # keys of config.json that the logits depend on
+    ("falcon7b", {"layer_norm_epsilon": 0.1}),
+    ("gemma1", {"rope_parameters": {"rope_theta": 100.0}}),
+    ("gemma2", {"sliding_window": 9}),
+    ("gemma2", {"layer_types": ["full_attention", "sliding_attention"] * 2}),
+    ("gemma2", {"attn_logit_softcapping": 4.0}),
+    ("gemma2", {"attn_logit_softcapping": None}),
+    ("gemma2", {"final_logit_softcapping": None}),
+    ("gemma2", {"query_pre_attn_scalar": 16}),
+    ("gemma3", {"sliding_window": 7}),
+    ("gemma3", {"rope_parameters": {"sliding_attention": {"rope_theta": 1000.0}}}),
+    ("gemma3", {"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}),
+    ("gemma3", {"rope_parameters": {"full_attention": {"factor": 2.0}}}),
+    ("granite", {"attention_multiplier": 0.25}),
+    ("granite", {"embedding_multiplier": 10.0}),
+    ("granite", {"logits_scaling": 0.5}),
+    ("granite", {"residual_multiplier": 0.3}),
+    ("granite4_dense", {"residual_multiplier": 0.3}),
+    ("llama2", {"hidden_act": "gelu"}),
+    ("llama2", {"rms_norm_eps": 0.1}),
+    ("llama3", {"rope_parameters": {"factor": 4.0}}),
+    ("llama3", {"rope_parameters": {"low_freq_factor": 2.0}}),
+    ("llama3", {"rope_parameters": {"high_freq_factor": 8.0}}),
+    ("llama3", {"rope_parameters": {"original_max_position_embeddings": 32}}),
+    ("mistral_swa", {"sliding_window": 9}),
+    ("mistral_swa", {"sliding_window": None}),
+    ("nemotron4", {"norm_eps": 0.1}),
+    ("nemotron4", {"rope_parameters": {"partial_rotary_factor": 0.25}}),
+    ("qwen2", {"sliding_window": 7}),
+    ("qwen2", {"layer_types": ["full_attention"] * 4}),
+    ("qwen3", {"rope_parameters": {"rope_theta": 1e4}}),
+    ("smollm3", {"no_rope_layers": [1, 1, 1, 0]}),
+]
+
+
+def read(folder):
+    """(config.json, the tensors under the file's names)."""
+    tensors = {}
+    for file in sorted(folder.glob("model*.safetensors")):
+        tensors |= load_file(file)
+    return json.loads((folder / "config.json").read_text()), tensors
+
+
+def overlaid(c, change):
+    """c with these keys changed, those of a dictionary within it one by one."""
+    return c | {k: overlaid(c[k], v) if isinstance(v, dict) else v for k, v in change.items()}
+
+
+def changed_copy(folder, golden, change, edit=dict):
+    config, tensors = read(GOLDEN / golden)
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(overlaid(config, change)))
+    save_file(edit(tensors), folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(request, tmp_path_factory):
+    """Of a golden or a variant."""
+    name = request.param
+    return GOLDEN / name if name in GOLDENS else changed_copy(tmp_path_factory.mktemp(name), *VARIANTS[name])
+
+
+every_model = pytest.mark.parametrize("folder", [*GOLDENS, *VARIANTS], indirect=True)
+
+
+def test_there_are_goldens():
+    assert len(GOLDENS) >= 15
+
+
+@pytest.mark.parametrize("name", GOLDENS)
+@torch.no_grad()
+def test_plain_forward_gives_the_reference_logits(name):
+    golden = load_file(GOLDEN / name / "golden.safetensors")
+    for ids, logits in zip(golden["input_ids"].tolist(), golden["logits"], strict=True):
+        got = plain.forward(*read(GOLDEN / name), ids)
+        torch.testing.assert_close(got, logits.double(), atol=1e-4, rtol=0)
+
+
+def check_moved(folder, golden):
+    """The decoder agrees with plain.py on what this folder computes, and that is not what the golden computed."""
+    config, tensors = read(folder)
+    golden = load_file(GOLDEN / golden / "golden.safetensors")
+    logits = checkpoints.load_model(folder, dtype=torch.float64)(golden["input_ids"])
+    for ids, got in zip(golden["input_ids"].tolist(), logits, strict=True):
+        torch.testing.assert_close(got, plain.forward(config, tensors, ids), atol=CLOSE, rtol=0)
+    assert (logits - golden["logits"]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(("golden", "change"), CHANGES, ids=lambda x: x if isinstance(x, str) else json.dumps(x))
+@torch.no_grad()
+def test_a_changed_key_changes_the_logits_as_it_should(golden, change, tmp_path):
+    check_moved(changed_copy(tmp_path, golden, change), golden)
+
+
+@pytest.mark.parametrize(("folder", "golden"), [(name, v[0]) for name, v in VARIANTS.items()], indirect=["folder"])
+@torch.no_grad()
+def test_models_without_golden(folder, golden):
+    check_moved(folder, golden)
+
+
+def adapted(model, tensors):
+    """The file's tensors with scale * B A on top, differentiable in A and B."""
+    out, layout = {name: t.double() for name, t in tensors.items()}, model.source.layout
+    for path, module in lora_modules(model):
+        for part, a, b in module.adapters():
+            canonical = f"{path.rpartition('.')[0]}.{part}.weight"
+            name, order, delta = layout.name(canonical), layout.order(canonical), 2.0 * b @ a  # alpha 6 / rank 3
+            out[name] = out[name] + (delta if order is None else delta[order.argsort()])  # row i: the file's order[i]
+    return out
+
+
+@every_model
+def test_gradients_of_a_training_step(folder, monkeypatch):
+    """What the trainer hands the optimizer, packed, kernels and all, against plain.py on one example at a time."""
+    config, tensors = read(folder)
+    model = add_lora(checkpoints.load_model(folder, dtype=torch.float64), rank=3, alpha=6)
+    with torch.no_grad():
+        for i, p in enumerate(trainable(model).values()):
+            p += 0.3 * noise(i, *p.shape)  # B is zero, and A's gradient with it
+    rows = [torch.randint(config["vocab_size"], (n,), generator=torch.Generator().manual_seed(n)) for n in (21, 19, 11)]
+    data = [Example(tuple(row.tolist()), n_prompt) for row, n_prompt in zip(rows, (4, 12, 1), strict=True)]
+    total, w = 0.0, adapted(model, tensors)
+    for e in data:
+        logp = plain.forward(config, w, e.tokens).log_softmax(-1)
+        total = total - sum(logp[place - 1, e.tokens[place]] for place in range(e.n_prompt, len(e.tokens)))
+    loss = total / sum(len(e.tokens) - e.n_prompt for e in data)
+    expected = torch.autograd.grad(loss, list(trainable(model).values()))
+    grads = []
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda params, _: grads.append([p.grad for p in params]))
+    for options in ({"micro_tokens": 1000}, {"micro_tokens": 45, "recompute": True}):  # one row; two
+        stats = finetune(model, data, steps=1, lr=0.0, batch_size=3, **options)
+        assert stats.losses[0] == pytest.approx(loss.item(), rel=CLOSE)
+        for name, got, wanted in zip(trainable(model), grads.pop(), expected, strict=True):
+            size = 3 if name.endswith(".A") else len(wanted)  # parts that share a matrix: each by its own measure
+            for g, x in zip(got.split(size), wanted.split(size), strict=True):
+                assert x.abs().max() > 1e-6, name
+                assert (g - x).abs().max() <= CLOSE * x.abs().max(), name
+
+
+def plain_draws(folder, prompt, tokens):
+    """What plain.py says of these tokens after the prompt: (each one's log-probability, that of the likeliest)."""
+    logp = plain.forward(*read(folder), [*prompt, *tokens[:-1]])[len(prompt) - 1 :].log_softmax(-1)
+    return logp.gather(1, torch.tensor(tokens)[:, None])[:, 0].tolist(), logp.amax(1).tolist()
+
+
+@pytest.mark.parametrize("name", GOLDENS)
+@torch.no_grad()
+def test_a_prefix_may_end_anywhere(name):
+    """The golden's 16 tokens with the prompt cut at every place, in two rows: its first 8, and the 8 after those."""
+    golden = load_file(GOLDEN / name / "golden.safetensors")
+    ids, greedy = golden["input_ids"][0].tolist(), golden["greedy"][0].tolist()
+    logprobs, _ = plain_draws(GOLDEN / name, ids, greedy)
+    sampler = Sampler(checkpoints.load_model(GOLDEN / name), slots=3, max_len=64)
+    for cut in range(len(ids) + 1):  # at 24 the prompt is empty
+        prompts = [ids[cut:], ids[cut:] + greedy[:8]]
+        first, second = sampler.generate(prompts, prefix=ids[:cut], max_new_tokens=8)
+        assert [*first.tokens, *second.tokens] == greedy, f"{cut=}"
+        assert [*first.logprobs, *second.logprobs] == pytest.approx(logprobs, abs=1e-3), f"{cut=}"
+
+
+@every_model
+@torch.no_grad()
+def test_ragged_batches(folder):
+    """Seven prompts of 1 to 24 tokens on 3 slots, which end at different times: each goes on as in plain.py."""
+    known = folder.name in GOLDENS
+    golden = load_file(GOLDEN / (folder.name if known else "llama2") / "golden.safetensors")  # of a variant: just ids
+    g = torch.Generator().manual_seed(1)
+    a, b, c, d, e = (torch.randint(128, (n,), generator=g).tolist() for n in (1, 20, 7, 13, 4))
+    first, second = golden["input_ids"].tolist()
+    prompts, new = [a, first, b, c, second, d, e], [3, 16, 9, 14, 16, 5, 12]
+    sampler = Sampler(checkpoints.load_model(folder), slots=3, max_len=64)
+    outs = sampler.generate(prompts, max_new_tokens=new)
+    for prompt, out, n in zip(prompts, outs, new, strict=True):
+        assert len(out.tokens) == n
+        drawn, likeliest = plain_draws(folder, prompt, out.tokens)
+        assert drawn == pytest.approx(likeliest, abs=1e-3), "not the likeliest tokens"
+        assert out.logprobs == pytest.approx(drawn, abs=1e-3)
+    if known:
+        assert [list(outs[1].tokens), list(outs[4].tokens)] == golden["greedy"].tolist()
