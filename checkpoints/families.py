@@ -73,12 +73,12 @@ def llama(c: dict, o: Draft) -> None:
 
 
 def mistral(c: dict, o: Draft) -> None:
-    o.fields["windows"] = (c.get("sliding_window", 4096),) * o.n_layers
+    o.fields["windows"] = (None if c.get("sliding_window") is None else count(c, "sliding_window"),) * o.n_layers
 
 
 def ministral3(c: dict, o: Draft) -> None:
     need(c, "rope_parameters" if "rope_scaling" not in c else "rope_scaling")
-    o.fields["windows"] = (c.get("sliding_window"),) * o.n_layers
+    mistral(c, o)
     args = o.ropes[0].args
     if beta := args.get("llama_4_scaling_beta"):
         o.fields["q_len_scale"] = (beta, args["original_max_position_embeddings"])
@@ -100,7 +100,7 @@ def smollm3(c: dict, o: Draft) -> None:
     llama(c, o)
     each = c.get("no_rope_layer_interval", 4)
     roped = c.get("no_rope_layers") or [(i + 1) % each != 0 for i in range(o.n_layers)]  # 1 = rope, 0 = none
-    o.fields["rope_of"] = tuple(0 if rope else None for rope in roped)
+    o.fields["rope_of"] = tuple(0 if rope else None for rope in roped[: o.n_layers])
     o.fields["windows"] = windows(c, o, lambda i: bool(c.get("use_sliding_window")) and not roped[i])
 
 
@@ -193,7 +193,7 @@ FAMILIES: dict[str, Callable[[dict, Draft], None]] = {
 TIED = {"tie_word_embeddings": True}
 GEMMA2 = TIED | {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "sliding_window": 4096}
 DEFAULTS: dict[str, dict] = {  # what the reference's class takes where a file has no such key
-    "mistral": {"num_key_value_heads": 8, "max_position_embeddings": 131_072},
+    "mistral": {"num_key_value_heads": 8, "sliding_window": 4096, "max_position_embeddings": 131_072},
     "ministral3": {"num_key_value_heads": 8, "head_dim": 128, "rms_norm_eps": 1e-5, "max_position_embeddings": 262_144},
     "qwen2": {"num_key_value_heads": 32, "sliding_window": 4096, "max_position_embeddings": 32_768},
     "qwen3": {"num_key_value_heads": 32, "head_dim": 128, "sliding_window": 4096, "max_position_embeddings": 32_768},
@@ -264,8 +264,8 @@ def rope_of(c: dict, given: dict) -> Rope:
 def family_of(c: dict) -> str:
     """The model_type, if this file's mappings hold for it. ValueError says why not."""
     family = need(c, "model_type")
-    if "quantization_config" in c or "compression_config" in c:
-        method = (c.get("quantization_config") or {}).get("quant_method", "some method")
+    if quantised := c.get("quantization_config") or c.get("compression_config"):
+        method = quantised.get("quant_method", "some method")
         raise ValueError(f"its weights are quantised (by {method}); fetch the repository of the unquantised model")
     if family in FAMILIES:
         return family
@@ -310,7 +310,9 @@ def decoder_config(raw: dict) -> tuple[DecoderConfig, Layout]:
         o.fields["ropes"] = (rope_of(c, {"rope_theta": c.get("rope_theta"), **scaling}),)
     FAMILIES[family](c, o)
     for f in fields(DecoderConfig):
-        value = o.fields.get(f.name, 0.0)
-        if f.type is float and not isinstance(value, int | float):
+        value = o.fields.get(f.name, f.default)
+        if f.type in (int, float) and type(value) not in (int, f.type):
             raise ValueError(f"config.json makes {f.name} {value!r}; it must be a number")
+        if f.name in ("rope_of", "windows") and len(value) not in (0, o.n_layers):
+            raise ValueError(f"config.json makes {f.name} for {len(value)} layers, but there are {o.n_layers}")
     return DecoderConfig(**o.fields), Layout(o.names, **o.layout)

@@ -48,7 +48,7 @@ def load_config(path: str | Path) -> tuple[dict, DecoderConfig, Layout]:
         return raw, *decoder_config(raw)
     except ValueError as e:
         raise ValueError(f"{folder}: {e}") from None
-    except (TypeError, AttributeError, AssertionError) as e:  # a key that holds another kind of thing than it should
+    except (TypeError, AttributeError, AssertionError, ArithmeticError, LookupError) as e:  # a value of another kind
         raise ValueError(f"{folder}/config.json does not make sense ({e})") from None
 
 
