@@ -112,7 +112,8 @@ def write_tokenizer(meta: dict, out: Path) -> None:
     })
     ends = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
     write_json(out / "tokenizer_config.json", {
-        "tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False, "clean_up_tokenization_spaces": False,
+        "tokenizer_class": "PreTrainedTokenizerFast",  # transformers 5 would drop a step of the file for GPT2Tokenizer
+        "clean_up_tokenization_spaces": False,
         "chat_template": meta["tokenizer.chat_template"],
         **{f"{ours}_token": tokens[meta[f"tokenizer.ggml.{theirs}_token_id"]] for ours, theirs in ends.items()},
     })
