@@ -126,7 +126,9 @@ def check(config: StarConfig) -> None:
           flush=True)
     sampler, tokenizer, task = build(config)
     row = sampler.max_len * KVCache.bytes_a_token(sampler.model.config, sampler.model.dtype)
-    print(f"cache   {sampler.slots} slots of {sampler.max_len} tokens: at most {size(sampler.slots * row)}")
+    weights = "merged" if sampler.merges() else "live: no merged copy"
+    print(f"cache   {sampler.slots} slots of {sampler.max_len} tokens: at most {size(sampler.slots * row)}; adapters "
+          f"sampled {weights}")
     problem = task.train[0]
     print(f"prompt  {task.prefix + task.question(problem)!r}")
     print(f"ids     {prompts.encode(task, problem, tokenizer)}")
