@@ -6,14 +6,16 @@ memory and filled tensor by tensor.
 
 import itertools
 import json
+import os
 import re
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from checkpoints.families import Layout, decoder_config
 from checkpoints.files import INDEX, TensorFile, read_json, tensor_files, write_atomically, write_json, write_tensors
@@ -24,6 +26,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 COMPANIONS = ("tokenizer", "special_tokens", "added_tokens", "vocab.", "merges.", "tekken", "generation_config",
               "chat_template", "preprocessor_config", "processor_config")  # files that an export takes along
 MOST_SHARD = 5 * 10**9  # bytes
+READERS = min(4, os.cpu_count() or 1)  # threads that read: most of the time goes into the pages of new memory
 
 
 @dataclass(frozen=True)
@@ -76,14 +79,23 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", dtype: torc
     tensor, for a folder, config or weights that are missing, damaged or do not fit together. Warns of numbers that are
     not finite.
     """
-    model = outline(path, dtype).to_empty(device=device)
+    model = outline(path, dtype)
+    for module in list(model.modules()):  # as Module.to_empty does, which imports half a second of sympy for it
+        for name, p in list(module.named_parameters(recurse=False)):
+            setattr(module, name, nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device=device)))
     files, layout = model.source.files, model.source.layout
     views = {layout.name(name): (name, view) for name, view in model.tensors()}
-    for name in sorted(views, key=lambda n: (files[n].path, files[n].entries[n].start)):  # as they lie on the disk
+    names = sorted(views, key=lambda n: (files[n].path, files[n].entries[n].start))  # as they lie on the disk
+
+    def read(name: str) -> bool:
         canonical, view = views[name]
-        if not files[name].read_into(name, view, layout.order(canonical)):
-            warnings.warn(f"{files[name].path}: {name} holds numbers that are not finite (NaN or infinite): fetch it "
-                          "again, or expect nonsense", stacklevel=2)
+        return files[name].read_into(name, view, layout.order(canonical))
+
+    with ThreadPoolExecutor(READERS) as pool:
+        for name, finite in zip(names, pool.map(read, names), strict=True):
+            if not finite:
+                warnings.warn(f"{files[name].path}: {name} holds numbers that are not finite (NaN or infinite): fetch "
+                              "it again, or expect nonsense", stacklevel=2)
     return model
 
 
