@@ -197,8 +197,8 @@ class ByteLevelBPE:
         return ids
 
     def decode(self, ids: list[int], first: bool = True) -> str:
-        """The text of all ids together; bytes that are no whole character become U+FFFD."""
-        return b"".join(self._texts[i] for i in ids).decode("utf-8", "replace")
+        """The text of all ids together; bytes that are no whole character become U+FFFD, unknown ids nothing."""
+        return b"".join(self._texts.get(i, b"") for i in ids).decode("utf-8", "replace")
 
     def _merge(self, word: str) -> list[int]:
         """Of all neighbours that may merge, those of the lowest rank do first, and of these the leftmost.

@@ -34,16 +34,17 @@ class SentencePiece:
         self.unk_id: int | None = self._model.unk_id()
         self.bos_id, self.eos_id = (i if i >= 0 else None for i in (self._model.bos_id(), self._model.eos_id()))
 
-    def __contains__(self, i: int) -> bool:
-        return 0 <= i < self.size
-
     def encode(self, text: str, first: bool = True) -> list[int]:
         if first or self._space_each:
             return self._model.encode(text)
         start = self._model.encode("\n")  # its last piece is the line break: what follows begins no text
         return self._model.encode("\n" + text)[len(start) :]
 
+    def __contains__(self, i: int) -> bool:
+        return 0 <= i < self.size
+
     def decode(self, ids: list[int], first: bool = True) -> str:
+        ids = [i for i in ids if 0 <= i < self.size]
         if first or self._space_each:
             return self._model.decode(ids)
         start = self._model.encode("\n")
@@ -106,6 +107,7 @@ class Tokenizer:
                  bos_id: int | None, eos_ids: tuple[int, ...]):
         self._pieces, self._added, self._before, self._after = pieces, added, before, after
         self.bos_id, self.eos_ids, self.unk_id = bos_id, eos_ids, pieces.unk_id
+        self._beyond = {i for i in added.texts if i not in pieces}  # some stand in the vocabulary too
         self.vocab_size: int = max([pieces.size, *(i + 1 for i in added.texts)])
 
     def encode(self, text: str, special: bool = True) -> list[int]:
@@ -126,15 +128,16 @@ class Tokenizer:
         ids = list(ids)
         start = len(self._before) if ids[: len(self._before)] == self._before else 0
         end = len(ids) - len(self._after) if self._after and ids[-len(self._after) :] == self._after else len(ids)
-        out, run, first = [], [], True
-        for i in [*ids[start:end], None]:  # None: the end
-            if i is not None and (i in self._pieces or i not in self._added.texts):
+        ids = ids[start:end]
+        if self._beyond.isdisjoint(ids):
+            return self._pieces.decode(ids)
+        out, run = [], []
+        for i in [*ids, None]:  # None: the end
+            if i is not None and i not in self._beyond:
                 run.append(i)
                 continue
-            if run:
-                out.append(self._pieces.decode([j for j in run if j in self._pieces], first))
-            out.append(self._added.texts.get(i, ""))
-            run, first = [], False
+            out += [self._pieces.decode(run, first=not out), self._added.texts.get(i, "")]
+            run = []
         return "".join(out)
 
 
