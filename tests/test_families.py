@@ -53,6 +53,7 @@ VARIANTS = {  # models without a golden: made from one by other keys and, where 
     "llama_linear": ("llama2", {"rope_parameters": {"rope_type": "linear", "factor": 4.0}}, dict),
     "llama_yarn": ("llama3", {"rope_parameters": {
         "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}}, dict),
+    "llama_yarn_given": ("llama3", {"rope_parameters": {"rope_type": "yarn", "attention_factor": 1.3}}, dict),
     "ministral3": ("mistral_swa", {"model_type": "ministral3", "sliding_window": None, "rope_parameters": {
         "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8, "beta_slow": 0.1, "mscale": 1.0,
         "mscale_all_dim": 0.5, "llama_4_scaling_beta": 0.3}}, dict),
