@@ -75,9 +75,9 @@ def add_lora(
     is not positive, or adapters already there.
     """
     known = {part for module in model.layers.modules() if isinstance(module, Linear) for part in module.parts}
-    unknown = set(targets) - set(ALL_LINEAR)
-    if unknown or not known & set(targets):
-        raise ValueError(f"no linear named {sorted(unknown or targets)}; this model has {sorted(known)}")
+    unknown = set(targets) - known if tuple(targets) != ALL_LINEAR else set()  # all: those that this model has
+    if unknown or not targets:
+        raise ValueError(f"no linear named {sorted(unknown)}; this model has {sorted(known)}")
     if rank < 1:
         raise ValueError(f"rank is {rank}, but an adapter needs a rank of at least 1")
     attach(model, {name: rank for name in linear_parts(model) if name.rpartition(".")[2] in targets}, alpha / rank)

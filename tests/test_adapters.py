@@ -78,6 +78,11 @@ def test_a_fused_linear_has_one_adapter_in_the_files_rows(tmp_path, name, fused,
     assert torch.equal(again(ids), expected)
 
 
+def test_part_of_a_fused_linear_is_no_target():
+    with pytest.raises(ValueError, match=r"no linear named \['q_proj'\]; this model has .*'qkv_proj'"):
+        stirred(checkpoints.load_model(GOLDEN / "falcon7b"), targets=("q_proj", "o_proj"))
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("rslora", [False, True])
 def test_ranks_and_alphas_by_pattern(tmp_path, rslora):
