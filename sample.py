@@ -13,6 +13,7 @@ if __name__ == "__main__":  # Ctrl-C while torch is imported; main() puts Python
 
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import checkpoints
@@ -20,7 +21,7 @@ from checkpoints.files import read_json
 from star import prompts
 from star.config import StarConfig
 from star.evaluate import VERDICTS, verdict
-from star.problem import Example, Problem
+from star.problem import Completion, Example, Problem
 from star.run import newest_finished
 from star.sampler import Sampler
 from star.tasks import Task, load_task
@@ -28,34 +29,55 @@ from star.text import TextStream
 from train import Parser, load_base, one_line
 
 
-class Asker:
-    """A model, its tokenizer and its task, ready to be asked."""
+class Writer:
+    """A model that goes on with a text: no task, no verdict."""
 
     def __init__(self, config: StarConfig, adapter: Path | None, temperature: float, seed: int):
-        self.task: Task = load_task(config.task, data=config.data, digits=config.digits)
         model = load_base(config)
         self.tokenizer = checkpoints.load_tokenizer(model.source.path)
         if adapter is not None:
             checkpoints.load_adapter(model, adapter)
         self.sampler = Sampler(model, slots=1, max_len=min(model.config.max_pos, 16_384), tokenizer=self.tokenizer)
         self.temperature, self.seed = temperature, seed
-        self.cap = config.max_new_tokens or 2 * self.task.max_new_tokens  # questions may be longer here
+        self.cap = config.max_new_tokens or 200
 
-    def rationale(self, problem: Problem, hinted: bool, show: bool) -> tuple[str, str, list[int]]:
-        """(text, verdict, ids) of one completion; with show, its characters are printed as they come."""
-        stream = TextStream(self.tokenizer)
+    def write(self, prompt: list[int], cap: int, show: bool) -> Completion:
+        """What follows a prompt, up to an end or the cap; with show, its characters are printed as they come."""
+        room = self.sampler.max_len - len(prompt)
+        if not prompt or room < 1:
+            raise ValueError(f"the text has {len(prompt)} tokens; it must have 1 to {self.sampler.max_len - 1}")
+        # the prompt's ids too: a first piece decoded alone would lose the space that parts it from the prompt
+        stream = TextStream(self.tokenizer, list(prompt), len(self.tokenizer.decode(prompt)))
 
         def on_token(_: int, token: int) -> None:
             if show and token not in self.tokenizer.eos_ids:
                 print(stream.push(token), end="", flush=True)
 
-        prompt = prompts.encode(self.task, problem, self.tokenizer, hinted)
-        room = self.sampler.max_len - len(prompt)
-        out = self.sampler.generate([prompt], max_new_tokens=max(1, min(self.cap, room)), temperature=self.temperature,
+        out = self.sampler.generate([prompt], max_new_tokens=min(cap, room), temperature=self.temperature,
                                     seeds=[self.seed], stop_ids=self.tokenizer.eos_ids, on_token=on_token)[0]
-        text = self.tokenizer.decode([i for i in out.tokens if i not in self.tokenizer.eos_ids])
         if show:
             print(stream.end(), end="", flush=True)
+        return out
+
+    def answer(self, text: str) -> None:
+        """The text, and what the model writes behind it."""
+        print(paint("dim", text), end="", flush=True)
+        self.write(self.tokenizer.encode(text), self.cap, show=True)
+        print()
+
+
+class Asker:
+    """A model with its task, ready to be asked."""
+
+    def __init__(self, config: StarConfig, writer: Writer):
+        self.task: Task = load_task(config.task, data=config.data, digits=config.digits)
+        self.writer, self.tokenizer = writer, writer.tokenizer
+        self.cap = config.max_new_tokens or 2 * self.task.max_new_tokens  # questions may be longer here
+
+    def rationale(self, problem: Problem, hinted: bool, show: bool) -> tuple[str, str, list[int]]:
+        """(text, verdict, ids) of one completion; with show, its characters are printed as they come."""
+        out = self.writer.write(prompts.encode(self.task, problem, self.tokenizer, hinted), self.cap, show)
+        text = self.tokenizer.decode([i for i in out.tokens if i not in self.tokenizer.eos_ids])
         return text, verdict(self.task, problem, text, out.finish, hinted), list(out.tokens)
 
     def answer(self, question: str) -> None:
@@ -100,35 +122,6 @@ class Asker:
         print("  " + paint("green", "[" + " ".join(pieces[example.n_prompt :]) + "]"))
 
 
-class Writer:
-    """A model that goes on with a text: no task, no verdict."""
-
-    def __init__(self, folder: Path, temperature: float, seed: int, max_new_tokens: int):
-        model = load_base(StarConfig(model=str(folder)))
-        self.tokenizer = checkpoints.load_tokenizer(folder)
-        self.sampler = Sampler(model, slots=1, max_len=min(model.config.max_pos, 16_384), tokenizer=self.tokenizer)
-        self.temperature, self.seed, self.cap = temperature, seed, max_new_tokens
-
-    def answer(self, text: str) -> None:
-        """The text, and what the model writes behind it as it comes, up to an end or the cap."""
-        stream = TextStream(self.tokenizer)
-        prompt = self.tokenizer.encode(text)
-        if not prompt:
-            raise ValueError("the text is empty: a model goes on from at least one token")
-        room = self.sampler.max_len - len(prompt)
-        if room < 1:
-            raise ValueError(f"the text has {len(prompt)} tokens, but the model has {self.sampler.max_len} positions")
-
-        def on_token(_: int, token: int) -> None:
-            if token not in self.tokenizer.eos_ids:
-                print(stream.push(token), end="", flush=True)
-
-        print(paint("dim", text), end="", flush=True)
-        self.sampler.generate([prompt], max_new_tokens=min(self.cap, room), temperature=self.temperature,
-                              seeds=[self.seed], stop_ids=self.tokenizer.eos_ids, on_token=on_token)
-        print(stream.end())
-
-
 def indent(text: str) -> str:
     return "\n".join("    " + line for line in text.rstrip("\n").split("\n"))
 
@@ -164,7 +157,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(description=__doc__.split("\n\n")[1])
     parser.add_argument("question", nargs="?", help="a question of the task, as 48571+9664; none: type them in")
     parser.add_argument("--model", type=Path, help="a model folder: go on with any text, without a task")
-    parser.add_argument("--max-new-tokens", type=int, default=200, help="with --model: where to stop at last [200]")
+    parser.add_argument("--max-new-tokens", type=int, help="where to stop at last [the run's; with --model 200]")
     parser.add_argument("--trace", action="store_true", help="show one problem's whole way through the algorithm")
     parser.add_argument("--run", type=Path, help="run folder [the newest finished one]")
     parser.add_argument("--iteration", type=int, help="which model; 0 is the base [the last; 0 with --trace]")
@@ -175,10 +168,13 @@ def main(argv: list[str] | None = None) -> int:
         if args.model is not None:
             if args.trace or args.run or args.iteration is not None:
                 raise ValueError("--model asks a model without a run: leave out --run, --iteration and --trace")
-            asker, which = Writer(args.model, args.temperature, args.seed, args.max_new_tokens), args.model
+            config, adapter, which = StarConfig(model=str(args.model)), None, args.model
         else:
             config, adapter, which = choose(args.run, args.iteration, args.trace)
-            asker = Asker(config, adapter, args.temperature, args.seed)
+        if args.max_new_tokens is not None:
+            config = replace(config, max_new_tokens=args.max_new_tokens)
+        writer = Writer(config, adapter, args.temperature, args.seed)
+        asker = writer if args.model is not None else Asker(config, writer)
         print(paint("dim", f"model: {which}"))
         if args.trace and args.question is None:
             raise ValueError('--trace needs a question, as in: python sample.py --trace "1064+4991"')

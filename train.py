@@ -92,17 +92,17 @@ def plan_base(config: StarConfig) -> tuple[Decoder, torch.device]:
 def load_base(config: StarConfig) -> Decoder:
     """The base model on its device, if it has room there."""
     model, device = plan_base(config)
-    need, free = memory(model, config)["weights"], free_memory(device)
+    need, free = sum(t.nbytes for _, t in model.tensors()), free_memory(device)
     if free is not None and need > free:
         smaller = "" if model.dtype.itemsize < 4 else ", or take half as much: --dtype bfloat16"
         name = str(model.dtype).removeprefix("torch.")
         raise ValueError(f"the weights need {size(need)} in {name}, but {device} has {size(free)} free: take a smaller "
                          f"model{smaller}")
-    return checkpoints.load_model(model.source.path, device, model.dtype)
+    return checkpoints.fill(model, device)
 
 
 def memory(model: Decoder, config: StarConfig) -> dict[str, int]:
-    """Bytes that a run needs beside the cache and the activations, by what for; `model` is a plan without weights."""
+    """Bytes that a run needs beside the cache and the activations, by what for. `model` is a plan; it gets adapters."""
     weights = sum(t.nbytes for _, t in model.tensors())
     add_lora(model, config.rank, config.alpha)
     copy = sum(module.weight.nbytes for _, module in lora_modules(model))

@@ -4,11 +4,11 @@ from pathlib import Path
 
 from checkpoints.adapters import load_adapter, save_adapter
 from checkpoints.tokenizer import load_tokenizer
-from checkpoints.weights import describe, export_merged, load_model, outline, save_model
+from checkpoints.weights import describe, export_merged, fill, load_model, outline, save_model
 
 SHIPPED = Path(__file__).parent / "tiny-adder"
 
 __all__ = [
-    "SHIPPED", "describe", "export_merged", "load_adapter", "load_model", "load_tokenizer", "outline",
+    "SHIPPED", "describe", "export_merged", "fill", "load_adapter", "load_model", "load_tokenizer", "outline",
     "save_adapter", "save_model",
 ]

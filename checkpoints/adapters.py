@@ -135,7 +135,7 @@ def _attach(
 
 def _read_config(folder: Path) -> dict:
     config = read_json(folder / "adapter_config.json")
-    beyond = [k for k in BEYOND if config.get(k)] + [k for k in ("bias",) if config.get(k, "none") != "none"]
+    beyond = [k for k in BEYOND if config.get(k)] + ["bias"] * (config.get("bias", "none") != "none")
     if config.get("peft_type") != "LORA" or beyond:
         what = f"LoRA with {', '.join(beyond)}" if beyond else config.get("peft_type")
         raise ValueError(f"{folder}: only plain LoRA is supported, this is {what}")
@@ -144,6 +144,15 @@ def _read_config(folder: Path) -> dict:
                          "convert it to plain LoRA with PEFT")
     if type(config.get("r")) is not int or type(config.get("lora_alpha")) not in (int, float) or config["r"] < 1:
         raise ValueError(f"{folder}/adapter_config.json lacks a number 'r' or 'lora_alpha'")
+    for pattern, kinds in (("rank_pattern", (int,)), ("alpha_pattern", (int, float))):
+        for key, value in (config.get(pattern) or {}).items():
+            where = f"{folder}/adapter_config.json: {pattern} has {key!r}: {value!r}"
+            if type(value) not in kinds or value <= 0:
+                raise ValueError(f"{where}; it must be a positive number")
+            try:
+                re.compile(key)
+            except re.error as e:
+                raise ValueError(f"{where}, and {key!r} is no regular expression ({e})") from None
     return config
 
 

@@ -234,10 +234,9 @@ class ByteLevelBPE:
         """The word's characters that have a token; unk, or nothing, for the others."""
         out, fusing = [], False
         for c in word:
-            as_bytes = [f"<0x{b:02X}>" for b in c.encode()]
             if c in self.vocab:
                 out.append(c)
-            elif self._byte_tokens and all(b in self.vocab for b in as_bytes):
+            elif as_bytes := self._as_bytes(c):
                 out += as_bytes
             elif self._unk in self.vocab:
                 out += [self._unk] * (not fusing)
@@ -245,3 +244,8 @@ class ByteLevelBPE:
                 continue
             fusing = False
         return out
+
+    def _as_bytes(self, c: str) -> list[str]:
+        """The tokens <0x..> of a character that has none itself; none where the file has no such fallback."""
+        tokens = [f"<0x{b:02X}>" for b in c.encode()]
+        return tokens if self._byte_tokens and all(t in self.vocab for t in tokens) else []

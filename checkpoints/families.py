@@ -41,8 +41,10 @@ class Layout:
 
     def rooted(self, tensors: Collection[str]) -> "Layout":
         """This layout with the root that these names have."""
-        last = (r for r in self.roots if replace(self, roots=(r,)).name("embed_tokens.weight") not in tensors)
-        return replace(self, roots=tuple(sorted(self.roots, key=set(last).__contains__)))
+        def absent(root: str) -> bool:
+            return replace(self, roots=(root,)).name("embed_tokens.weight") not in tensors
+
+        return replace(self, roots=tuple(sorted(self.roots, key=absent)))
 
     def order(self, canonical: str) -> Tensor | None:
         """(rows,) int64: row i of this tensor is the file's row order[i]. None: the rows stand as they are.

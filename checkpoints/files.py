@@ -1,7 +1,8 @@
 """JSON and safetensors files: read strictly, written atomically. Nothing is unpickled, nothing is downloaded.
 
 Tensors are read straight into the memory they stay in, some megabytes at a time: what loading needs beside the model is
-one chunk. (The safetensors library maps the file, which counts a second time as long as it is open; it writes ours.)
+one chunk a reader. (The safetensors library maps the file, which counts a second time as long as it is open; it writes
+ours.)
 """
 
 import json

@@ -5,10 +5,9 @@ else `tekken.json`. Control pieces of sentencepiece in a text ("<s>") are never 
 them; added tokens are, as in the reference. It renders no chat templates.
 """
 
-import functools
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import sentencepiece
@@ -57,26 +56,32 @@ class AddedTokens:
     def __init__(self, entries: list[dict], normalize: Callable[[str], str]):
         self.texts = {e["id"]: e["content"] for e in entries}
         self._normalize = normalize
-        self._raw, self._normalized = ([e for e in entries if bool(e.get("normalized")) is kind and e["content"]]
-                                       for kind in (False, True))
+        self._raw = {e["content"]: e for e in entries if not e.get("normalized")}
+        self._normalized = {normalize(e["content"]): e for e in entries if e.get("normalized")}
+        self._patterns = [_alternatives(tokens) for tokens in (self._raw, self._normalized)]
 
     def split(self, text: str) -> list[str | int]:
         """Ids of the added tokens, and the normalized texts between them."""
         out = []
-        for part in _cut(text, {e["content"]: e for e in self._raw}):
+        for part in _cut(text, self._raw, self._patterns[0]):
             out += [part] if isinstance(part, int) else _cut(
-                self._normalize(part), {self._normalize(e["content"]): e for e in self._normalized})
+                self._normalize(part), self._normalized, self._patterns[1])
         return out
 
 
-def _cut(text: str, tokens: dict[str, dict]) -> list[str | int]:
-    """The longest token at the leftmost place, again and again; lstrip and rstrip take the white space beside it.
+def _alternatives(texts: Iterable[str]) -> re.Pattern | None:
+    """Finds the longest of these texts at the leftmost place; None if there is none to find."""
+    longest_first = sorted(filter(None, texts), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+
+
+def _cut(text: str, tokens: dict[str, dict], pattern: re.Pattern | None) -> list[str | int]:
+    """Ids of the tokens that the pattern finds, and the texts between; lstrip and rstrip take the white space beside.
 
     With the token "<x>" (id 7, lstrip) and the text "a <x> b": ["a", 7, " b"].
     """
     out, at = [], 0
-    pattern = _alternatives(tuple(sorted(tokens, key=len, reverse=True)))
-    for match in pattern.finditer(text) if tokens else ():
+    for match in pattern.finditer(text) if pattern else ():
         token, (start, end) = tokens[match[0]], match.span()
         if token.get("single_word") and any(_of_word(c) for c in text[max(start - 1, 0) : start] + text[end : end + 1]):
             continue
@@ -93,11 +98,6 @@ def _of_word(c: str) -> bool:
     """Letters, marks, digits, connectors and the two joiners, as in the reference."""
     kind = unicodedata.category(c)
     return kind[0] in "LM" or kind in ("Nd", "Nl", "Pc") or c in "\u200c\u200d"
-
-
-@functools.cache
-def _alternatives(texts: tuple[str, ...]) -> re.Pattern:
-    return re.compile("|".join(re.escape(t) for t in texts))
 
 
 class Tokenizer:
@@ -182,8 +182,8 @@ def _from_json(folder: Path, data: dict) -> Tokenizer:
 
 def _from_sentencepiece(folder: Path, data: dict) -> Tokenizer:
     settings, file = _settings(folder), folder / "tokenizer.model"
-    schemes = [p.get("prepend_scheme") for p in (data.get("pre_tokenizer") or {},)]
-    pieces = SentencePiece(file, space_each="first" not in schemes and settings.get("legacy") is not False)
+    only_first = (data.get("pre_tokenizer") or {}).get("prepend_scheme") == "first" or settings.get("legacy") is False
+    pieces = SentencePiece(file, space_each=not only_first)
     entries = data.get("added_tokens") or [
         {**e, "id": int(i)} for i, e in (settings.get("added_tokens_decoder") or {}).items()]
     extra = folder / "added_tokens.json"

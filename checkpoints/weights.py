@@ -79,7 +79,11 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", dtype: torc
     tensor, for a folder, config or weights that are missing, damaged or do not fit together. Warns of numbers that are
     not finite.
     """
-    model = outline(path, dtype)
+    return fill(outline(path, dtype), device)
+
+
+def fill(model: Decoder, device: str | torch.device) -> Decoder:
+    """Give an outline its memory on `device`, and read its weights there in the dtype that the outline has now."""
     for module in list(model.modules()):  # as Module.to_empty does, which imports half a second of sympy for it
         for name, p in list(module.named_parameters(recurse=False)):
             setattr(module, name, nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device=device)))
@@ -95,7 +99,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", dtype: torc
         for name, finite in zip(names, pool.map(read, names), strict=True):
             if not finite:
                 warnings.warn(f"{files[name].path}: {name} holds numbers that are not finite (NaN or infinite): fetch "
-                              "it again, or expect nonsense", stacklevel=2)
+                              "it again, or expect nonsense", stacklevel=3)
     return model
 
 
@@ -103,9 +107,11 @@ def _dtype(folder: Path, raw: dict, given: torch.dtype | str | None) -> torch.dt
     """What the caller or config.json says; None if neither does."""
     text = raw.get("text_config") if isinstance(raw.get("text_config"), dict) else {}
     wanted = given or next((c[k] for c in (raw, text) for k in ("dtype", "torch_dtype") if c.get(k)), None)
-    if isinstance(wanted, str) and wanted not in DTYPES:
+    if wanted is None or isinstance(wanted, torch.dtype):
+        return wanted
+    if not isinstance(wanted, str) or wanted not in DTYPES:
         raise ValueError(f"{folder}: dtype {wanted!r} is not one of {', '.join(DTYPES)}")
-    return DTYPES[wanted] if isinstance(wanted, str) else wanted
+    return DTYPES[wanted]
 
 
 def _dtype_of(files: dict[str, TensorFile], layout: Layout) -> torch.dtype:
@@ -175,11 +181,12 @@ def export_merged(model: Decoder, path: str | Path, most_shard: int = MOST_SHARD
         stale.unlink(missing_ok=True)
     views = {source.layout.name(n): view for n, view in model.tensors()}
     others = {n: f for n, f in source.files.items() if n not in views}  # a vision tower, a tied head
-    sizes = {n: v.numel() * v.itemsize for n, v in views.items()} | {n: f.entries[n].size for n, f in others.items()}
+    head, embedding = (source.layout.name(n) for n in ("lm_head.weight", "embed_tokens.weight"))
+    sizes = {n: v.nbytes for n, v in views.items()} | {
+        n: views[embedding].nbytes if n == head else f.entries[n].size for n, f in others.items()}
     shards = _shards(sizes, most_shard)
     names = ["model.safetensors"] if len(shards) == 1 else [
         f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
-    head, embedding = (source.layout.name(n) for n in ("lm_head.weight", "embed_tokens.weight"))
     stream = itertools.chain(named_tensors(model, source.layout), (
         (n, views[embedding].clone() if n == head else f.read(n)) for n, f in others.items()))
     for name, shard in zip(names, shards, strict=True):

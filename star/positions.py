@@ -71,7 +71,10 @@ def rotary_table(rope: Rope, rot_dim: int, positions: Tensor, dtype: torch.dtype
     steps = torch.arange(0, rot_dim, 2, device=positions.device, dtype=torch.float32)
     freq = ROPE_KINDS[rope.kind](1.0 / rope.theta ** (steps / rot_dim), rope)
     angle = positions[:, :, None, None].float() * freq  # (B, T, 1, rot_dim/2)
-    cos, sin = ((t * amplitude(rope)).to(dtype) for t in (angle.cos(), angle.sin()))
+    cos, sin = angle.cos(), angle.sin()
+    if (grown := amplitude(rope)) != 1:
+        cos, sin = cos * grown, sin * grown
+    cos, sin = cos.to(dtype), sin.to(dtype)
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 

@@ -43,6 +43,16 @@ def stirred(model: Decoder, rank: int = 3, alpha: float = 6, **kw) -> Decoder:
     return model
 
 
+def refused(call: Callable, *args, words: tuple[str, ...] = (), error=ValueError) -> str:
+    """What a call says when it refuses: one line that holds these words."""
+    with pytest.raises(error) as caught:
+        call(*args)
+    said = str(caught.value)
+    assert "\n" not in said
+    assert all(word in said for word in words), said
+    return said
+
+
 @pytest.fixture
 def shipped():
     return checkpoints.load_model(SHIPPED)

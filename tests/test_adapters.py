@@ -143,6 +143,9 @@ def test_part_of_the_layers_is_named_by_whole_paths(tmp_path):
     ({"rank_pattern": {"q_proj": 9}}, "another base"),
     ({"r": None}, "lacks a number"),
     ({"r": 0}, "lacks a number"),
+    ({"rank_pattern": {"q_proj": "2"}}, "rank_pattern has 'q_proj': '2'; it must be a positive number"),
+    ({"rank_pattern": {"q_proj": 0}}, "rank_pattern has 'q_proj': 0; it must be a positive number"),
+    ({"alpha_pattern": {"(": 2}}, "'\\(' is no regular expression"),
 ])
 def test_adapters_that_are_refused(tmp_path, config, said):
     checkpoints.save_adapter(adapted(), tmp_path / "a")

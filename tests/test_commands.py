@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, SHIPPED
+from conftest import GOLDEN, ROOT, SHIPPED
 from safetensors.torch import load_file, save_file
 
 import checkpoints
@@ -109,7 +109,26 @@ def test_a_model_goes_on_with_a_text(capsys, monkeypatch):
     assert sample.main(["--model", str(SHIPPED), "12+34\n", "--max-new-tokens", "9"]) == 0
     assert capsys.readouterr().out.endswith("12+34\n2+4+C0=06\n")
     one_line(capsys, sample.main(["--model", str(SHIPPED), "--trace", "1+1"]), "leave out --run, --iteration and --tr")
-    one_line(capsys, sample.main(["--model", str(SHIPPED), ""]), "the text is empty")
+    one_line(capsys, sample.main(["--model", str(SHIPPED), ""]), "the text has 0 tokens; it must have 1 to 511")
+    assert sample.main(["12+34", "--max-new-tokens", "4"]) == 0  # with a task too
+    assert "2+4+\n-> was cut off at the length cap" in capsys.readouterr().out
+
+
+def test_what_a_model_writes_keeps_the_space_before_it(capsys):
+    """SentencePiece: a first piece decoded alone has none. The model is made to say "the", whatever it is asked."""
+    shutil.copytree(GOLDEN / "llama_bias", "sp")
+    shutil.copy(GOLDEN / "tok_sp_llama" / "tokenizer.model", "sp")
+    words = checkpoints.load_tokenizer("sp")
+    (the,) = words.encode("the", special=False)
+    tensors, config = load_file("sp/model.safetensors"), json.loads(Path("sp/config.json").read_text())
+    width = config["hidden_size"]
+    embedding, head = torch.zeros(words.vocab_size, width), torch.zeros(words.vocab_size, width)
+    embedding[:, 0], head[the, 0] = 1e4, 1.0  # positive, whatever the layers add
+    tensors |= {"model.embed_tokens.weight": embedding, "lm_head.weight": head, "model.norm.weight": torch.ones(width)}
+    save_file(tensors, "sp/model.safetensors")
+    write_json(Path("sp/config.json"), config | {"vocab_size": words.vocab_size, "tie_word_embeddings": False})
+    assert sample.main(["--model", "sp", "the the", "--max-new-tokens", "2"]) == 0
+    assert capsys.readouterr().out.endswith("the the the the\n")
 
 
 def test_export_of_a_run(capsys):
