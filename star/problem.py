@@ -17,6 +17,15 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class Shot:
+    """One worked example of the few-shot text; its hinted form is derived from it."""
+
+    question: str
+    rationale: str  # without the sentence that states the answer
+    answer: str
+
+
+@dataclass(frozen=True)
 class Example:
     """One training sequence. Loss falls on tokens[n_prompt:] only: the rationale and the token that ends it."""
 

@@ -9,17 +9,26 @@ answer, and the only thing the filter reads. The hint is a line of its own IN FR
 the ordinary one: written into the prompt ("624+259=883\\n"), it kills rationalization after one iteration, because
 fine-tuning on unhinted text makes that form unknown to the model (README, exercise 1).
 
+A pretrained model learns the format from examples instead: `shots` of each length (the paper has 10); a sum is asked
+behind those of its own length. Its tokens have no columns to look down, so each digit has a letter: two numbers'
+digits of one column have the same one, small and capital.
+
+    prompt         b5 a9 + B5 A6\n              hinted  Hint: 115\nb5 a9 + B5 A6\n
+    rationale      a9 + A6 = 9 + 6 = 15\nb5 + B5 + 1 = 5 + 5 + 1 = 11\nAnswer: 115
+
 "n digits" means that both numbers have exactly n digits. The train and held-out sets depend on nothing but n: the
 loop's seed draws from them, so that every run of every seed is measured on the same problems.
 """
 
 import random
 import re
+from copy import copy
 
 from star.problem import Problem
 from star.tasks import Task
 
 HELD_OUT, POOL = 200, 10_000  # problems a length
+LETTERS = "abcdefghijklmnopqrstuvwxyz"  # of the columns, ones first
 
 
 def make(a: str, b: str) -> Problem:
@@ -56,6 +65,7 @@ def split(n: int) -> tuple[list[Problem], list[Problem]]:
 
 class Arithmetic(Task):
     hint_mark = "hint"
+    direct = False  # answers without their scratchpad
 
     def __init__(self, lengths: range):
         both = [split(n) for n in lengths]
@@ -74,10 +84,19 @@ class Arithmetic(Task):
         return answer[1] if answer else None
 
     def gold(self, problem: Problem) -> str:
-        return scratchpad(*problem.question.split("+"))
+        whole = self.worked(*problem.question.split("+"))
+        return whole.rpartition("\n")[2] if self.direct else whole
+
+    def worked(self, a: str, b: str) -> str:
+        return scratchpad(a, b)
+
+    def answers_only(self) -> "Arithmetic":
+        view = copy(self)
+        view.direct = True
+        return view
 
     def check_steps(self, problem: Problem, text: str) -> bool:
-        return text == self.gold(problem)
+        return text.strip() == self.worked(*problem.question.split("+"))
 
     def parse(self, text: str) -> Problem:
         """ "48571+9664": the shorter number is padded with zeros on the left, as one would on paper."""
@@ -88,10 +107,79 @@ class Arithmetic(Task):
         return make(*(number.zfill(width) for number in match.groups()))
 
 
-def load(digits: str = "1-5") -> Arithmetic:
-    """digits "1-5": numbers of 1 to 5 digits; "3": of 3 digits only. Raises ValueError on anything else."""
+class Lettered(Arithmetic):
+    """The same sums for a model that learns from its context: few-shot text, and a letter for each column."""
+
+    hint_mark = "Hint"
+    stop = ("\n\n",)
+
+    def __init__(self, lengths: range, shots: int):
+        super().__init__(lengths)
+        self.max_new_tokens = 32 * max(lengths) + 16
+        self._examples = {}
+        for n in lengths:
+            self._examples[f"{n}-digit"] = [p for p in self.train if p.group == f"{n}-digit"][:shots]
+        shown = {p.id for examples in self._examples.values() for p in examples}
+        self.train = [p for p in self.train if p.id not in shown]
+
+    @property
+    def prefix(self) -> str:
+        return "".join(self._text(examples, hinted=False) for examples in self._examples.values())
+
+    @property
+    def hint_prefix(self) -> str:
+        return "".join(self._text(examples, hinted=True) for examples in self._examples.values())
+
+    def shown(self, problem: Problem, hinted: bool = False) -> str:
+        """The examples of the problem's own length; of the greatest there is, for a longer one that somebody typed."""
+        return self._text(self._examples.get(problem.group) or list(self._examples.values())[-1], hinted)
+
+    def _text(self, examples: list[Problem], hinted: bool) -> str:
+        ask = self.hinted if hinted else self.question
+        return "".join(f"{ask(p)}{self.gold(p)}\n\n" for p in examples)
+
+    def question(self, problem: Problem) -> str:
+        a, b = problem.question.split("+")
+        columns = LETTERS[: len(a)][::-1]
+        return " + ".join(" ".join(c + d for c, d in zip(letters, number, strict=True))
+                          for letters, number in ((columns, a), (columns.upper(), b))) + "\n"
+
+    def hinted(self, problem: Problem) -> str:
+        return f"Hint: {problem.answer}\n{self.question(problem)}"
+
+    def worked(self, a: str, b: str) -> str:
+        carry, lines = "", []
+        for letter, x, y in zip(LETTERS, reversed(a), reversed(b), strict=False):
+            total = int(x) + int(y) + bool(carry)
+            lines.append(f"{letter}{x} + {letter.upper()}{y}{carry} = {x} + {y}{carry} = {total}")
+            carry = " + 1" if total > 9 else ""
+        return "\n".join([*lines, f"Answer: {int(a) + int(b)}"])
+
+    def extract(self, text: str) -> str | None:
+        answer = re.fullmatch(r"Answer: ([0-9]{1,100})", text.strip().rpartition("\n")[2])
+        return answer[1] if answer else None
+
+    def leaks(self, problem: Problem, text: str) -> bool:
+        """Does it quote its hint, or jump to the answer? Its sums must be true, and the answer made of their digits."""
+        digits, lines = "", text.strip().split("\n")[:-1]
+        for line in reversed(lines):
+            sums = re.fullmatch(r".*= ([0-9]) \+ ([0-9])( \+ 1)? = ([0-9]{1,2})", line)
+            if sums is None or int(sums[1]) + int(sums[2]) + bool(sums[3]) != int(sums[4]):
+                return True
+            digits += sums[4][-1] if digits else sums[4]
+        return super().leaks(problem, text) or digits != self.extract(text)
+
+
+def load(digits: str = "1-5", shots: int | None = None) -> Arithmetic:
+    """digits "1-5": numbers of 1 to 5 digits; "3": of 3 digits only. shots: examples in front, for a pretrained model.
+
+    Raises ValueError on anything else.
+    """
     match = re.fullmatch(r"([0-9]{1,3})(?:-([0-9]{1,3}))?", digits.strip())
     low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if not 1 <= low <= high <= 50:
         raise ValueError(f"--digits is {digits!r}; it must be a length like 5 or a range like 1-5, from 1 to 50")
-    return Arithmetic(range(low, high + 1))
+    lengths = range(low, high + 1)
+    if shots and (high > len(LETTERS) or shots > 25):
+        raise ValueError(f"--shots {shots} and --digits {digits}: at most 25 examples, {len(LETTERS)} digits at most")
+    return Lettered(lengths, shots) if shots else Arithmetic(lengths)

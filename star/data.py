@@ -1,0 +1,171 @@
+"""Data files that a user names: JSON Lines or JSON, read strictly. A line that does not fit is named, never skipped.
+
+It knows fields and lines; what a question or an answer is, the tasks know (star/tasks). It downloads nothing.
+"""
+
+import json
+import math
+import random
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from star.problem import Problem, Shot
+
+Record = tuple[str, dict[str, Any]]  # where it stands ("train.jsonl, line 12"), and what stands there
+
+
+def find(data: str | Path | None, names: Sequence[str], inside: str, what: str) -> Path:
+    """The file of one of these names in the folder `data`, or in its subfolder `inside`; `what` describes them.
+
+    Raises ValueError where no folder is given, FileNotFoundError where there is no such file.
+    """
+    if data is None:
+        raise ValueError(f"--data names no folder: give the one with {what}")
+    folder = Path(data)
+    if not folder.is_dir():
+        is_what = "a file, not a folder" if folder.is_file() else "not there"
+        raise FileNotFoundError(f"--data {data} is {is_what}: give the folder with {what}")
+    for file in (base / name for base in (folder, folder / inside) for name in names):
+        if file.is_file():
+            return file
+    raise FileNotFoundError(f"--data {data} holds no {' or '.join(names)}: give the folder with {what}")
+
+
+def read_records(path: str | Path) -> list[Record]:
+    """Objects of a .jsonl file (one a line), or of a .json file: a list, or an object that holds one list.
+
+    Raises FileNotFoundError, or ValueError with the file and the line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        is_what = "a folder, not a file" if path.is_dir() else "not there"
+        raise FileNotFoundError(f"{path} is {is_what}: name a .jsonl or .json file")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as e:
+        line = e.object[: e.start].count(b"\n") + 1
+        raise ValueError(f"{path}, line {line} is not UTF-8 text: save the file as UTF-8") from None
+    records = _whole(path, text) if path.suffix.lower() == ".json" else _lines(path, text)
+    if not records:
+        raise ValueError(f"{path} is empty: it needs JSON objects, one a line")
+    for where, record in records:
+        if not isinstance(record, dict):
+            raise ValueError(f"{where}: a JSON object is needed, this is {json.dumps(record)[:60]}")
+    return records
+
+
+def _lines(path: Path, text: str) -> list[Record]:
+    records = []
+    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: U+2028 may stand in a JSON string
+        if line.strip():
+            try:
+                records.append((f"{path}, line {number}", json.loads(line)))
+            except (ValueError, RecursionError) as e:
+                raise ValueError(f"{path}, line {number} is not JSON ({_why(e)}): {line.strip()[:60]!r}") from None
+    return records
+
+
+def _whole(path: Path, text: str) -> list[Record]:
+    try:
+        data = json.loads(text) if text.strip() else []
+    except (ValueError, RecursionError) as e:
+        if isinstance(e, json.JSONDecodeError) and e.msg == "Extra data" and text.lstrip().startswith("{"):
+            return _lines(path, text)  # JSON Lines under another name
+        raise ValueError(f"{path}, line {getattr(e, 'lineno', 1)} is not JSON ({_why(e)})") from None
+    inside = data.values() if isinstance(data, dict) else [data]
+    lists = [value for value in inside if isinstance(value, list)]
+    if len(lists) != 1:
+        raise ValueError(f"{path} holds {len(lists)} lists; it must be a list of objects, or an object with one list")
+    return [(f"{path}, entry {number}", record) for number, record in enumerate(lists[0], 1)]
+
+
+def _why(e: Exception) -> str:
+    """What json complains of, without its line number, which is 1 for every line that is read alone."""
+    return f"{e.msg}, column {e.colno}" if isinstance(e, json.JSONDecodeError) else "too deep, or a number too long"
+
+
+def field(record: Record, name: str, advice: str) -> Any:
+    """A record's field; "question.stem" looks inside an object. ValueError that names the line, and what there is."""
+    where, value = record
+    for part in [name] if name in value else name.split("."):
+        if not isinstance(value, dict) or part not in value:
+            there = ", ".join(map(repr, value)) if isinstance(value, dict) and value else json.dumps(value)
+            raise ValueError(f"{where} has no field {name!r} (there is {there[:200]}): {advice}")
+        value = value[part]
+    return value
+
+
+def text(record: Record, names: str, advice: str) -> str:
+    """Text of a field, or of several ("Body,Question"), one sentence behind the other. ValueError if it has none."""
+    parts = []
+    for name in map(str.strip, names.split(",")):
+        value = field(record, name, advice)
+        said = spelled(value)
+        if said is None:
+            raise ValueError(f"{record[0]}: field {name!r} is {json.dumps(value)[:60]}; it must be text or a number")
+        parts.append(said)
+    ended = [p if re.search(r"[^\w\s]$", p) else p + "." for p in parts[:-1]]
+    return " ".join([*ended, parts[-1]])
+
+
+def spelled(value: Any) -> str | None:
+    """Text or a number as text; None for all else: null, true, NaN, a list, blanks, half a surrogate pair."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    said = str(value).strip()
+    return said if said and not re.search("[\ud800-\udfff]", said) else None
+
+
+def read_shots(path: str | Path) -> list[Shot]:
+    """Worked examples {question, rationale, answer}. ValueError that names the line."""
+    names = ("question", "rationale", "answer")
+    return [Shot(*(text(record, name, "a few-shot example has question, rationale and answer") for name in names))
+            for record in read_records(path)]
+
+
+def key(question: str) -> str:
+    """What makes two questions the same: their words."""
+    return " ".join(re.findall(r"\w+|[^\w\s]", question.casefold()))
+
+
+def disjoint(train: list[Problem], heldout: list[Problem], shots: Sequence[Shot]) -> tuple[list[Problem], list[str]]:
+    """(train without what is held out, without repeats and few-shot examples; a line on each reason).
+
+    Raises ValueError if a few-shot example is held out, since every prompt would show it, or if nothing is left.
+    """
+    held = {key(p.question): p.id for p in heldout}
+    for i, shot in enumerate(shots, 1):
+        if key(shot.question) in held:
+            raise ValueError(f"few-shot example {i} is held-out problem {held[key(shot.question)]}: every prompt would "
+                             "show it; take another")
+    gone: dict[str, list[str]] = {"held out": [], "few-shot example": [], "repeats another": []}
+    seen, shown, kept = set(), {key(s.question) for s in shots}, []
+    for p in train:
+        k = key(p.question)
+        why = ("held out" if k in held else "few-shot example" if k in shown else
+               "repeats another" if k in seen else None)
+        seen.add(k)
+        if why:
+            gone[why].append(p.id)
+        else:
+            kept.append(p)
+    notes = [f"{len(ids)} left out of training ({why}): {named(ids)}" for why, ids in gone.items() if ids]
+    if train and not kept:
+        raise ValueError(f"nothing is left to train on; {'; '.join(notes)}")
+    return kept, notes
+
+
+def named(ids: Sequence[str]) -> str:
+    """The first few of them: "a, b, c and 7 more"."""
+    return ", ".join(ids[:3]) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "")
+
+
+def share(problems: list[Problem], part: float) -> tuple[list[Problem], list[Problem]]:
+    """(train, held-out): a part drawn with a seed of its own, so that every run of every seed has the same."""
+    n = max(1, round(part * len(problems)))
+    chosen = set(random.Random("held-out").sample(range(len(problems)), min(n, len(problems))))
+    return ([p for i, p in enumerate(problems) if i not in chosen], [p for i, p in enumerate(problems) if i in chosen])

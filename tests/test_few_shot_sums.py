@@ -1,0 +1,68 @@
+"""Sums for a pretrained model (star/tasks/arithmetic, Lettered): the format, the examples of each length, the leak guard."""
+
+import pytest
+
+from star.tasks import load_task
+from star.tasks.arithmetic import make
+
+
+@pytest.fixture(scope="module")
+def task():
+    return load_task("arithmetic", digits="1-3", shots=4)
+
+
+def test_the_format(task):
+    p = make("59", "56")
+    assert task.question(p) == "b5 a9 + B5 A6\n"
+    assert task.hinted(p) == "Hint: 115\nb5 a9 + B5 A6\n"
+    assert task.gold(p) == "a9 + A6 = 9 + 6 = 15\nb5 + B5 + 1 = 5 + 5 + 1 = 11\nAnswer: 115"
+
+
+def test_a_sum_is_shown_behind_examples_of_its_own_length(task):
+    for p in (make("5", "9"), make("59", "56"), make("591", "560")):
+        shown, hinted = task.shown(p), task.shown(p, hinted=True)
+        assert shown.count("Answer: ") == hinted.count("Answer: ") == hinted.count("Hint: ") == 4
+        assert sum(line.count("=") == 2 for line in shown.splitlines()) == 4 * len(p.question.split("+")[0])
+        assert shown in task.prefix
+        assert hinted in task.hint_prefix
+
+
+def test_examples_are_neither_trained_on_nor_held_out(task):
+    shown = {line for line in task.prefix.splitlines() if "=" not in line and ":" not in line}
+    assert not shown & {task.question(p).strip() for p in [*task.train, *task.heldout]}
+
+
+def test_every_worked_sum_is_right_and_jumps_nowhere(task):
+    for p in task.train[::97]:
+        gold = task.gold(p)
+        assert task.right(p, gold)
+        assert task.check_steps(p, gold)
+        assert not task.leaks(p, gold)
+
+
+@pytest.mark.parametrize("text", [
+    "a9 + A6 = 9 + 6 = 14\nb5 + B5 + 1 = 5 + 5 + 1 = 11\nAnswer: 115",  # a sum that is not true
+    "a9 + A6 = 9 + 6 = 15\nAnswer: 115",  # the answer is not made of its digits
+    "Answer: 115", "a9 + A6 = 15\nb5 + B5 = 11\nAnswer: 115", "Hint: 115\na9 + A6 = 9 + 6 = 15\nAnswer: 15",
+])
+def test_a_rationale_that_jumps_to_the_hint_is_a_leak(task, text):
+    assert task.leaks(make("59", "56"), text)
+
+
+@pytest.mark.parametrize(("text", "answer"), [
+    ("a1 + A1 = 1 + 1 = 2\nAnswer: 2\n", "2"), ("Answer: 2 or 3", None), ("2", None), ("", None), ("Answer: -2", None)])
+def test_only_the_last_line_is_read(task, text, answer):
+    assert task.extract(text) == answer
+
+
+def test_without_reasoning(task):
+    direct = task.answers_only()
+    assert direct.gold(make("59", "56")) == "Answer: 115"
+    assert "=" not in direct.prefix
+    assert "=" in task.prefix, "the task itself is as it was"
+    assert load_task("arithmetic", digits="2").answers_only().gold(make("59", "56")) == "=115"
+
+
+def test_too_many_examples_are_refused():
+    with pytest.raises(ValueError, match="at most 25 examples"):
+        load_task("arithmetic", shots=26)
