@@ -2,7 +2,7 @@
 
 `tokenizer.json` is read where it is byte-level (checkpoints/bytelevel), else `tokenizer.model` through sentencepiece,
 else `tekken.json`. Control pieces of sentencepiece in a text ("<s>") are never parsed as such: user text cannot forge
-them; added tokens are, as in the reference. It renders no chat templates.
+them; added tokens are, as in the reference. Chat templates are checkpoints/chat.
 """
 
 import re
@@ -101,7 +101,12 @@ def _of_word(c: str) -> bool:
 
 
 class Tokenizer:
-    """A model of pieces, the tokens added to it, and the folder's conventions on where a sequence begins and ends."""
+    """A model of pieces, the tokens added to it, and the folder's conventions on where a sequence begins and ends.
+
+    chat: a template (checkpoints/chat), set by who wants prompts to be conversations.
+    """
+
+    chat = None
 
     def __init__(self, pieces: SentencePiece | ByteLevelBPE, added: AddedTokens, before: list[int], after: list[int],
                  bos_id: int | None, eos_ids: tuple[int, ...]):

@@ -10,12 +10,12 @@ import pytest
 from conftest import ROOT
 
 LAYERS = [
-    {"kernels", "star.problem", "star.config", "star.draws", "star.text"},
+    {"kernels", "star.problem", "star.config", "star.draws", "star.text", "star.data", "star.verifier"},
     {"star.decoder", "star.positions", "star.cache", "star.lora", "star.tasks"},
     {"star.sampler", "star.batch", "star.prompts", "star.reward", "checkpoints"},
-    {"star.finetune", "star.evaluate", "star.select", "star.pool", "star.judge"},
+    {"star.finetune", "star.evaluate", "star.select", "star.pool", "star.judge", "star.cost"},
     {"star.loop"},
-    {"star.run"},
+    {"star.run", "star.history"},
     {"train", "sample", "star.experiments"},
 ]
 CORE = {
@@ -39,7 +39,7 @@ CORE = {
     "star.tasks.arithmetic",
     "kernels",
 }
-OPTIONAL = {"matplotlib", "regex", "gguf"}  # packages of the extras, imported where they are needed
+OPTIONAL = {"matplotlib", "regex", "gguf", "jinja2"}  # packages of the extras, imported where they are needed
 FILES = sorted(
     [*ROOT.glob("*.py"), *(p for top in ("star", "kernels", "checkpoints") for p in (ROOT / top).rglob("*.py"))]
 )

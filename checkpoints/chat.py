@@ -1,0 +1,181 @@
+"""A model folder's own chat template: turns to the text that its instruct model was trained to answer.
+
+The template is a program of whoever published the folder. It runs in jinja2's sandbox without a loader: it sees the
+turns and the special tokens' texts, no file and no Python internals, and it can neither draw nor learn the day: equal
+turns are equal texts. Its time and memory are not limited. Turns are not searched for the template's own markers: one
+that holds "<|im_end|>" ends there, as in the reference. checkpoints/tokenizer encodes the text.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+
+from checkpoints.files import read_json
+
+CONFIG = "tokenizer_config.json"
+# The day that templates are told: by the clock, equal runs would differ from one day to the next. Llama 3.1's templates
+# take this one themselves where they are told none.
+TODAY = datetime(2024, 7, 26)
+MOST_SAID = 300  # characters of a template's own complaint that are quoted
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A template ready to render: the file it stands in, what jinja2 made of it, and bos_token and its like."""
+
+    file: Path
+    template: object
+    tokens: dict[str, str]
+
+    def render(self, turns: Sequence[tuple[str, str]]) -> str:
+        """The text of these turns, (role, content) each and the last the user's, up to where the assistant's begins.
+
+        ValueError, one line that names the file: the template refuses the turns, fails, or leaves out the last.
+        """
+        if not turns or turns[-1][0] != "user":
+            raise ValueError(f"{self.file}: the last turn to render must be the user's")
+        messages = [{"role": role, "content": content} for role, content in turns]
+        try:
+            text = self.template.render(
+                **self.tokens, messages=messages, tools=None, documents=None, add_generation_prompt=True)
+        except Exception as e:  # a template can fail in any way that a program can
+            raise _refusal(self.file, e) from None
+        if not text.strip():
+            raise ValueError(f"{self.file}: the chat template renders these turns to an empty text")
+        last = turns[-1][1].strip()  # many templates strip; one that writes JSON escapes
+        if not any(form in text for form in (last, _to_json(last)[1:-1], _to_json(last, ensure_ascii=True)[1:-1])):
+            raise ValueError(f"{self.file}: the chat template leaves out the last turn: nothing could be learned of it")
+        return text
+
+
+def load_chat(path: str | Path) -> ChatTemplate:
+    """The chat template of a model folder. FileNotFoundError or ValueError names the file and what to do."""
+    folder = Path(path)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder}: fetch the model first")
+    file, source = _source(folder)
+    return ChatTemplate(file, _compiled(file, source), _tokens(folder / CONFIG))
+
+
+def _source(folder: Path) -> tuple[Path, str]:
+    """(file, template): one in a file of its own comes before one among settings."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        try:
+            return file, file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as e:
+            raise ValueError(f"{file} is not UTF-8 ({e.reason} at byte {e.start}): fetch it again") from None
+    for file in (folder / "chat_template.json", folder / CONFIG):
+        given = read_json(file).get("chat_template") if file.is_file() else None
+        if given is not None:
+            return file, _default(file, given)
+    raise ValueError(f"{folder} has no chat template (neither chat_template.jinja nor chat_template in {CONFIG}): it "
+                     "is a base model, or its template was not fetched; leave out --chat")
+
+
+def _default(file: Path, given: object) -> str:
+    """The template itself, or of several with names the default: {name: template} or [{"name": , "template": }]."""
+    if isinstance(given, list):
+        given = {str(e.get("name")): e.get("template") for e in given if isinstance(e, dict)}
+    if isinstance(given, dict):
+        if "default" not in given:
+            raise ValueError(f"{file} has several chat templates ({', '.join(given)}) and none is the default: put the "
+                             f"one to use into {file.with_name('chat_template.jinja')}")
+        given = given["default"]
+    if not isinstance(given, str):
+        raise ValueError(f"{file}: its chat_template is of type {type(given).__name__}, not a text: fetch it again")
+    return given
+
+
+def _tokens(file: Path) -> dict[str, str]:
+    """bos_token and whichever others the file names; one that it sets to null is undefined, as in the reference."""
+    settings = read_json(file) if file.is_file() else {}
+    given = {k: v.get("content") if isinstance(v, dict) else v for k, v in settings.items() if k.endswith("_token")}
+    return {k: v for k, v in given.items() if isinstance(v, str)}  # add_bos_token is a switch
+
+
+def _jinja2(file: Path) -> ModuleType:
+    """The package. Older ones' sandbox has known ways out."""
+    try:
+        import jinja2.ext
+        import jinja2.meta
+        import jinja2.sandbox
+        recent = [int(n) for n in re.findall(r"\d+", version("jinja2"))[:3]] >= [3, 1, 6]
+    except ImportError:
+        recent = False
+    if not recent:
+        raise ValueError(f"{file}: chat templates need the package jinja2, 3.1.6 or newer: pip install -e '.[models]'")
+    return jinja2
+
+
+def _compiled(file: Path, source: str) -> object:
+    jinja2 = _jinja2(file)
+    environment = _environment(jinja2)
+    try:
+        tree = environment.parse(source)
+        for name in jinja2.meta.find_referenced_templates(tree):  # by include, import, extends; None: a computed name
+            raise jinja2.exceptions.SecurityError(f"it asks for the file {name or 'of a computed name'}")
+        return environment.from_string(tree)
+    except Exception as e:  # behind jinja2's compiler stands Python's, with limits of its own
+        raise _refusal(file, e) from None
+
+
+def _environment(jinja2: ModuleType) -> object:
+    """The sandbox, with what the reference gives to templates, less what is random."""
+
+    class Generation(jinja2.ext.Extension):
+        """{% generation %} marks the assistant's words for the reference's losses; here its body is rendered."""
+
+        tags = frozenset({"generation"})
+
+        def parse(self, parser):
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return jinja2.nodes.Scope(body, lineno=line)
+
+    class Namespace(jinja2.utils.Namespace):
+        """Without the attributes that Python itself looks at, such as __call__, which jinja2's own would take."""
+
+        def __init__(self, /, *args, **attributes):
+            super().__init__()
+            for name, value in dict(*args, **attributes).items():
+                self[name] = value
+
+        def __setitem__(self, name, value):
+            if str(name).startswith("_"):
+                raise jinja2.exceptions.SecurityError(f"it sets the attribute {name}")
+            super().__setitem__(name, value)
+
+    def raise_exception(message):
+        raise jinja2.exceptions.TemplateError(str(message))
+
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols])
+    environment.filters["tojson"] = _to_json
+    environment.globals |= {"raise_exception": raise_exception, "strftime_now": TODAY.strftime, "namespace": Namespace,
+                            "dict": lambda *args, **items: dict(*args, **items)}  # the type's methods change others
+    del environment.filters["random"], environment.globals["lipsum"]
+    return environment
+
+
+def _to_json(value: object, ensure_ascii: bool = False, indent: int | None = None,
+             separators: tuple[str, str] | None = None, sort_keys: bool = False) -> str:
+    """jinja2's own would escape for HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _refusal(file: Path, e: Exception) -> ValueError:
+    """What went wrong in a template, in one line."""
+    errors, said = _jinja2(file).exceptions, " ".join(str(e).split())[:MOST_SAID]
+    if type(e) is errors.TemplateError:  # that of raise_exception; jinja2 itself raises only its subclasses
+        return ValueError(f"{file}: the chat template refuses these turns: {said}")
+    if isinstance(e, errors.SecurityError):
+        return ValueError(f"{file}: the chat template reaches outside its sandbox ({said}): not rendered")
+    if isinstance(e, errors.TemplateSyntaxError):
+        return ValueError(f"{file}: the chat template has an error in line {e.lineno} ({said}): fetch it again")
+    return ValueError(f"{file}: the chat template cannot be rendered ({type(e).__name__}: {said})")

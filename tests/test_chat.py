@@ -1,0 +1,294 @@
+"""Chat templates in the style of the well-known ones against texts written by hand, and what is refused."""
+
+import json
+import sys
+
+import pytest
+from conftest import GOLDEN, ROOT, refused
+
+import checkpoints
+from checkpoints import chat
+from checkpoints.chat import load_chat
+
+SYSTEM, ASK, ANSWER = ("system", "Be brief."), ("user", "2+2?"), ("assistant", "4")
+AGAIN = ("user", 'And "<3+3>" é?\n')
+ENDS = {"bos_token": "<s>", "eos_token": {"content": "</s>", "lstrip": False}, "unk_token": None, "add_bos_token": True}
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+
+LLAMA2 = (
+    "{% if messages[0]['role'] == 'system' %}{% set rest = messages[1:] %}{% set system = messages[0]['content'] %}"
+    "{% else %}{% set rest = messages %}{% set system = false %}{% endif %}"
+    "{% for m in rest %}"
+    "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Roles must alternate') }}{% endif %}"
+    "{% if loop.index0 == 0 and system != false %}"
+    "{% set said = '<<SYS>>\\n' + system + '\\n<</SYS>>\\n\\n' + m['content'] %}"
+    "{% else %}{% set said = m['content'] %}{% endif %}"
+    "{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + said.strip() + ' [/INST]' }}"
+    "{% elif m['role'] == 'assistant' %}{{ ' ' + said.strip() + ' ' + eos_token }}{% endif %}{% endfor %}")
+
+LLAMA3 = """{{- bos_token }}
+{%- if strftime_now is defined %}
+    {%- set date = strftime_now("%d %b %Y") %}
+{%- else %}
+    {%- set date = "never" %}
+{%- endif %}
+{%- if tools is not none or documents %}{{- raise_exception("there are none") }}{%- endif %}
+{{- "<|start_header_id|>system<|end_header_id|>\\n\\n" }}
+{{- "Today Date: " + date + "\\n\\n" }}
+{%- if messages[0].role == "system" %}
+    {{- messages[0].content | trim }}
+    {%- set messages = messages[1:] %}
+{%- endif %}
+{{- "<|eot_id|>" }}
+{%- for m in messages %}
+    {{- '<|start_header_id|>' + m.role + '<|end_header_id|>\\n\\n' + m.content | trim + '<|eot_id|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
+{%- endif %}
+"""
+
+GEMMA = (
+    "{{ bos_token }}"
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role\n not supported') }}{% endif %}"
+    "{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+    "{% if (message['role'] == 'assistant') %}{% set role = 'model' %}"
+    "{% else %}{% set role = message['role'] %}{% endif %}"
+    "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}")
+
+MISTRAL = """{%- set seen = namespace(users=0) %}
+{{- bos_token }}
+{%- for m in messages %}
+    {%- if m["role"] == "system" %}
+        {%- continue %}
+    {%- elif m["role"] == "user" %}
+        {%- set seen.users = seen.users + 1 %}
+        {{- "[INST] " + m["content"] + "[/INST]" }}
+    {%- else %}
+        {{- " " + m["content"] + eos_token }}
+    {%- endif %}
+{%- endfor %}
+{%- for n in range(1000) %}
+    {%- if n == seen.users %}
+        {%- break %}
+    {%- endif %}
+    {{- "#" }}
+{%- endfor %}
+"""
+
+# blocks that begin and end their own lines: what trim_blocks and lstrip_blocks take away
+GRANITE = """{% set options = dict(thinking=false) %}
+    {% for m in messages %}
+<|start_of_role|>{{ m.role }}<|end_of_role|>{{ m.content }}<|end_of_text|>
+    {% endfor %}
+  {%- if add_generation_prompt %}
+<|start_of_role|>assistant{{ '' if options.thinking else ' ' }}{{ strftime_now('%B %d, %Y') }}<|end_of_role|>
+{%- endif %}
+"""
+
+# and variables that nobody gives, a token that is null among them: empty
+JSON = ("{{ messages[-1] | tojson }}|{{ messages | map(attribute='role') | list | tojson(indent=1) }}"
+        "{{ {'b': 1, 'a': 2} | tojson(separators=(',', ':'), sort_keys=true) }}"
+        "{{ nothing }}{{ messages[0].name }}{{ unk_token }}")
+
+GENERATION = """{% for m in messages %}
+{% if m.role == 'assistant' %}
+A: {% generation %}{% set said = m.content %}{{ said }}{{ loop.index }}{{ eos_token }}
+{%- endgeneration %}{{ said }}
+{% else %}
+Q: {{ m.content | trim }}{{ said }}
+{% endif %}
+{% endfor %}
+A:"""
+
+CASES = {
+    "chatml": (CHATML, [SYSTEM, ASK, ANSWER, AGAIN],
+               "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n4"
+               "<|im_end|>\n<|im_start|>user\nAnd \"<3+3>\" é?\n<|im_end|>\n<|im_start|>assistant\n"),
+    "llama2": (LLAMA2, [SYSTEM, ASK, ANSWER, AGAIN],
+               "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\n2+2? [/INST] 4 </s><s>[INST] And \"<3+3>\" é? [/INST]"),
+    "llama3": (LLAMA3, [SYSTEM, ASK],
+               "<s><|start_header_id|>system<|end_header_id|>\n\nToday Date: 26 Jul 2024\n\nBe brief.<|eot_id|>"
+               "<|start_header_id|>user<|end_header_id|>\n\n2+2?<|eot_id|>"
+               "<|start_header_id|>assistant<|end_header_id|>\n\n"),
+    "gemma": (GEMMA, [ASK, ANSWER, AGAIN],
+              "<s><start_of_turn>user\n2+2?<end_of_turn>\n<start_of_turn>model\n4<end_of_turn>\n"
+              "<start_of_turn>user\nAnd \"<3+3>\" é?<end_of_turn>\n<start_of_turn>model\n"),
+    "mistral": (MISTRAL, [SYSTEM, ASK, ANSWER, AGAIN],
+                "<s>[INST] 2+2?[/INST] 4</s>[INST] And \"<3+3>\" é?\n[/INST]##"),
+    "granite": (GRANITE, [SYSTEM, ASK],
+                "<|start_of_role|>system<|end_of_role|>Be brief.<|end_of_text|>\n"
+                "<|start_of_role|>user<|end_of_role|>2+2?<|end_of_text|>\n"
+                "<|start_of_role|>assistant July 26, 2024<|end_of_role|>"),
+    "json": (JSON, [ASK, ANSWER, AGAIN],
+             '{"role": "user", "content": "And \\"<3+3>\\" é?\\n"}|[\n "user",\n "assistant",\n "user"\n]'
+             '{"a":2,"b":1}'),
+    "generation": (GENERATION, [ASK, ANSWER, AGAIN], 'Q: 2+2?\nA: 42</s>\nQ: And "<3+3>" é?\nA:'),
+}
+
+
+def put(folder, template, **settings):
+    """A folder with these special tokens and, unless it is None, this template."""
+    given = {} if template is None else {"chat_template": template}
+    (folder / "tokenizer_config.json").write_text(json.dumps(ENDS | settings | given))
+    return folder
+
+
+def rendered(folder, turns=(ASK,)):
+    return load_chat(folder).render(turns)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_well_known_templates(tmp_path, name):
+    template, turns, expected = CASES[name]
+    assert rendered(put(tmp_path, template), turns) == expected
+
+
+def test_the_folder_that_ships():
+    assert rendered(ROOT / "checkpoints" / "smollm2-135m", [SYSTEM, ASK]) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_one_bos_in_all(tmp_path):
+    """The template writes it, and the tokenizer sees that it stands there."""
+    tokenizer = checkpoints.load_tokenizer(GOLDEN / "tok_llama3")
+    text = rendered(put(tmp_path, LLAMA3, bos_token="<|bos|>"))
+    ids = tokenizer.encode(text)
+    assert ids[0] == tokenizer.bos_id
+    assert ids.count(tokenizer.bos_id) == 1
+
+
+def test_where_the_template_stands(tmp_path):
+    put(tmp_path, "settings: {{ messages[0].content }}")
+    assert rendered(tmp_path) == "settings: 2+2?"
+    put(tmp_path, [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "{{ messages }}"}])
+    assert rendered(tmp_path) == "[{'role': 'user', 'content': '2+2?'}]"
+    put(tmp_path, {"default": "named: {{ messages[0].content }}"})
+    assert rendered(tmp_path) == "named: 2+2?"
+    (tmp_path / "chat_template.json").write_text('{"processor_class": "X"}')
+    assert rendered(tmp_path) == "named: 2+2?"
+    (tmp_path / "chat_template.json").write_text('{"chat_template": "old: {{ messages[0].content }}"}')
+    assert rendered(tmp_path) == "old: 2+2?"
+    (tmp_path / "chat_template.jinja").write_text("é: {{ bos_token + messages[0].content }}\n\n", encoding="utf-8")
+    assert rendered(tmp_path) == "é: <s>2+2?\n"
+    (tmp_path / "tokenizer_config.json").unlink()
+    refused(rendered, tmp_path, words=("'bos_token' is undefined",))
+
+
+def test_short_complaints_only(tmp_path):
+    said = refused(rendered, put(tmp_path, "{{ raise_exception('ab' * 10000) }}"))
+    assert said.endswith("ab")
+    assert len(said) < len(str(tmp_path)) + 400
+
+
+OUTSIDE = "reaches outside its sandbox ("
+
+
+@pytest.mark.parametrize(("template", "words"), [
+    # written wrongly
+    ("a\nb {% if messages %}", ("an error in line 2", "endif")),
+    ("{{ messages | shout }}", ("has an error in line 1 (No filter named 'shout'.): fetch it again",)),
+    ("{% generation %}{{ messages }}", ("an error in line 1", "endgeneration")),
+    ("{% for a in messages %}" * 30 + "{% endfor %}" * 30, ("cannot be rendered (SyntaxError: too many",)),
+    # files
+    ("{% include '/etc/passwd' %}", (OUTSIDE, "/etc/passwd")),
+    ("{% include messages[0].content ignore missing %}", (OUTSIDE, "a computed name")),
+    ("{% if false %}{% import 'os' as os %}{% endif %}", (OUTSIDE, "file os")),
+    ("{% from 'os' import path %}", (OUTSIDE, "file os")),
+    ("{% extends 'other' %}", (OUTSIDE, "file other")),
+    # Python
+    ("{{ ''.__class__.__mro__ }}", (OUTSIDE, "'__class__'")),
+    ("{{ raise_exception.__globals__.os }}", (OUTSIDE, "'__globals__'")),
+    ("{{ messages.__class__() }}", (OUTSIDE, "'__class__'")),
+    ("{{ '{0.__class__.__mro__}'.format(messages) }}", (OUTSIDE, "'__class__'")),
+    ("{{ messages.append(1) }}", (OUTSIDE, "'append'")),
+    ("{% set _ = messages[0].update(content='') %}", (OUTSIDE, "'update'")),
+    ("{% set n = namespace() %}{% set n.__call__ = messages %}", (OUTSIDE, "__call__")),
+    ("{{ namespace({'_x': messages}) }}", (OUTSIDE, "_x")),
+    ("{{ dict.update(messages[0], content='') }}", ("cannot be rendered (UndefinedError", "'update'")),
+    # chance
+    ("{{ messages | random }}", ("No filter named 'random'",)),
+    ("{{ lipsum() }}", ("'lipsum' is undefined",)),
+    # its own refusals
+    (GEMMA, ("refuses these turns: System role not supported",)),
+    (LLAMA2.replace("[1:]", ""), ("refuses these turns: Roles must alternate",)),
+    ("{{ raise_exception(nothing) }}", ("refuses these turns: ",)),
+    # failures of all kinds
+    ("{{ 1 + messages[0].content }}", ("cannot be rendered (TypeError: unsupported operand",)),
+    ("{{ 1 / (messages | length - 2) }}", ("cannot be rendered (ZeroDivisionError: division by zero)",)),
+    ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", ("cannot be rendered (RecursionError: ",)),
+    ("{% for i in range(10**9) %}{% endfor %}", ("cannot be rendered (OverflowError: Range too big",)),
+    ("{{ nothing.at_all }}", ("cannot be rendered (UndefinedError: 'nothing' is undefined)",)),
+    ("{{ nothing | tojson }}", ("cannot be rendered (TypeError: ", "JSON")),
+    # nothing to learn from
+    ("", ("to an empty text",)),
+    ("{# {{ messages }} #}\n \n", ("to an empty text",)),
+    ("{{ bos_token }}Hello!", ("leaves out the last turn",)),
+    ("{{ messages[0].content }}", ("leaves out the last turn",)),
+])
+def test_what_a_template_may_not_do(tmp_path, template, words):
+    (tmp_path / "chat_template.jinja").write_text(template)
+    put(tmp_path, None)
+    refused(rendered, tmp_path, [SYSTEM, ASK], words=(f"{tmp_path}/chat_template.jinja: the chat template ", *words))
+
+
+def test_roles_that_do_not_alternate(tmp_path):
+    refused(rendered, put(tmp_path, GEMMA), [ASK, AGAIN], words=("refuses these turns: Conversation roles must",))
+
+
+@pytest.mark.parametrize("turns", [[], [ASK, ANSWER], [SYSTEM]])
+def test_the_last_turn_is_the_users(tmp_path, turns):
+    refused(rendered, put(tmp_path, CHATML), turns, words=(f"{tmp_path}/tokenizer_config.json: the last turn",))
+
+
+@pytest.mark.parametrize(("options", "text"), [
+    ("", '"And \\"<3+3>\\" é?\\n"'), ("(true)", '"And \\"<3+3>\\" \\u00e9?\\n"')])
+def test_a_turn_written_as_json_is_found(tmp_path, options, text):
+    assert rendered(put(tmp_path, "{{ messages[0].content | tojson" + options + " }}"), [AGAIN]) == text
+
+
+@pytest.mark.parametrize(("file", "text", "words"), [
+    ("tokenizer_config.json", "{}", (
+        "has no chat template (neither chat_template.jinja nor chat_template in tokenizer_config.json): it is a base "
+        "model, or its template was not fetched; leave out --chat",)),
+    ("tokenizer_config.json", '{"chat_template": null}', ("has no chat template",)),
+    ("tokenizer_config.json", '{"chat_template": ', ("tokenizer_config.json is not JSON",)),
+    ("tokenizer_config.json", '["chat_template"]', ("tokenizer_config.json holds a list",)),
+    ("tokenizer_config.json", '{"chat_template": 7}', ("tokenizer_config.json: its chat_template is of type int",)),
+    ("tokenizer_config.json", '{"chat_template": {"default": ["x"]}}', ("is of type list, not a text",)),
+    ("tokenizer_config.json", '{"chat_template": [{"name": "rag", "template": ""}, {"name": "tool_use"}]}', (
+        "tokenizer_config.json has several chat templates (rag, tool_use) and none is the default",
+        "chat_template.jinja")),
+    ("tokenizer_config.json", '{"chat_template": [1, [2]]}', ("none is the default",)),
+    ("tokenizer_config.json", '{"chat_template": [{"name": [], "template": {}}]}', ("none is the default",)),
+    ("chat_template.json", "{", ("chat_template.json is not JSON",)),
+    ("chat_template.json", '{"chat_template": false}', ("chat_template.json: its chat_template is of type bool",)),
+    ("chat_template.jinja", b"\xff", ("chat_template.jinja is not UTF-8", "byte 0")),
+])
+def test_templates_that_are_not_there(tmp_path, file, text, words):
+    (tmp_path / file).write_bytes(text if isinstance(text, bytes) else text.encode())
+    refused(load_chat, tmp_path, words=(str(tmp_path), *words))
+
+
+def test_no_folder(tmp_path):
+    refused(load_chat, tmp_path / "none", words=(f"no folder {tmp_path}/none",), error=FileNotFoundError)
+    refused(load_chat, tmp_path, words=(f"{tmp_path} has no chat template",))
+
+
+def test_a_missing_or_old_package_is_named(tmp_path, monkeypatch):
+    put(tmp_path, CHATML)
+    for good in ("3.1.6", "3.10.0rc1", "4.0"):
+        monkeypatch.setattr(chat, "version", lambda name, good=good: good)
+        assert rendered(tmp_path)
+    words = (f"{tmp_path}/tokenizer_config.json", "package jinja2, 3.1.6 or newer: pip install -e '.[models]'")
+    for bad in ("3.1.5", "3.0.9", "2.11.3"):
+        monkeypatch.setattr(chat, "version", lambda name, bad=bad: bad)
+        refused(load_chat, tmp_path, words=words)
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    refused(load_chat, tmp_path, words=words)
