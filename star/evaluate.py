@@ -1,10 +1,22 @@
 """What a rationale is worth, and how a model does on many problems. The same judgement for generation, rationalization
-and held-out problems. It draws nothing itself."""
+and held-out problems, for every arm. It draws nothing itself.
 
+    accuracy    share of right greedy answers by group, and the mean over groups, with 95 % intervals
+    pass_at     probability that one of k samples is right (unbiased; Chen et al. 2021, arXiv 2107.03374, equation 1)
+    maj_at      probability that the most frequent answer of k samples is right
+"""
+
+import itertools
+import math
+import random
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from star.problem import Generation, Problem
 from star.tasks import Task
+
+Z = 1.959964  # of a 95 % interval
+DRAWS = 100  # subsets of samples that maj_at averages over, where there are more
 
 VERDICTS = {
     "right": "arrives at the right answer",
@@ -26,14 +38,86 @@ def verdict(task: Task, problem: Problem, text: str, finish: str, hinted: bool) 
     return "leak" if hinted and task.leaks(problem, text) else "right"
 
 
+def verdicts(generations: Iterable[Generation]) -> dict[str, int]:
+    """How many of each: unparsed, wrong and truncated are different things."""
+    seen = Counter(g.verdict for g in generations)
+    return {v: seen[v] for v in VERDICTS}
+
+
 def accuracy(problems: Sequence[Problem], generations: Iterable[Generation]) -> dict[str, float]:
     """Share of right answers by group, in the order of the problems, and "mean": the mean over groups.
 
     Groups count alike, whatever their size: 50 one-digit sums weigh as much as 200 of five digits.
     """
-    right = {g.problem: g.verdict == "right" for g in generations}
-    groups: dict[str, list[bool]] = {}
+    right = {g.problem: float(g.verdict == "right") for g in generations}
+    return {group: value for group, (value, _) in by_group(problems, right).items()}
+
+
+def by_group(problems: Sequence[Problem], value: dict[str, float]) -> dict[str, tuple[float, int]]:
+    """group -> (mean value, problems), and "mean" over groups (with the number of all problems)."""
+    groups: dict[str, list[float]] = {}
     for p in problems:
-        groups.setdefault(p.group or "all", []).append(right[p.id])
-    shares = {group: sum(hits) / len(hits) for group, hits in groups.items()}
-    return shares | {"mean": sum(shares.values()) / len(shares)}
+        groups.setdefault(p.group or "all", []).append(value[p.id])
+    means = {group: (sum(values) / len(values), len(values)) for group, values in groups.items()}
+    return means | {"mean": (sum(m for m, _ in means.values()) / len(means), len(problems))}
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """95 % interval of a share of n (Wilson 1927): 0 of 10 is (0, 0.28). For a mean of values in between: cautious."""
+    center = (share + Z * Z / (2 * n)) / (1 + Z * Z / n)
+    half = Z / (1 + Z * Z / n) * math.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
+    return center - half if share > 0 else 0.0, center + half if share < 1 else 1.0  # no rounding at the ends
+
+
+def intervals(problems: Sequence[Problem], value: dict[str, float]) -> dict[str, tuple[float, float]]:
+    """95 % interval by group; that of the mean puts the groups' distances together (square-and-add, Newcombe 1998)."""
+    groups = by_group(problems, value)
+    mean, _ = groups.pop("mean")
+    ends = {group: wilson(share, n) for group, (share, n) in groups.items()}
+    below = math.sqrt(sum((share - ends[g][0]) ** 2 for g, (share, _) in groups.items())) / len(groups)
+    above = math.sqrt(sum((ends[g][1] - share) ** 2 for g, (share, _) in groups.items())) / len(groups)
+    return ends | {"mean": (max(mean - below, 0.0), min(mean + above, 1.0))}
+
+
+def pass_at(k: int, right: int, n: int) -> float:
+    """Probability that k of n samples, drawn without repetition, hold a right one, when `right` of the n are."""
+    return 1.0 - math.comb(n - right, k) / math.comb(n, k)
+
+
+def maj_at(k: int, samples: Sequence[Generation]) -> float:
+    """Share of subsets of k samples whose most frequent answer is right; answers that tie count in part.
+
+    Samples without an answer do not vote. All subsets, or DRAWS of them, the same for every model and problem.
+    """
+    votes = [(g.answer if g.verdict in ("right", "wrong") else None, g.verdict == "right") for g in samples]
+    if math.comb(len(votes), k) <= max(DRAWS, len(votes)):
+        subsets = [list(subset) for subset in itertools.combinations(votes, k)]
+    else:
+        rng = random.Random(0)
+        subsets = [rng.sample(votes, k) for _ in range(DRAWS)]
+    return sum(map(_majority, subsets)) / len(subsets)
+
+
+def _majority(votes: list[tuple[str | None, bool]]) -> float:
+    counts = Counter(answer for answer, _ in votes if answer is not None)
+    most = max(counts.values(), default=0)
+    best = {answer for answer, n in counts.items() if n == most}
+    return len(best & {answer for answer, right in votes if right}) / len(best) if best else 0.0
+
+
+def spread(problems: Sequence[Problem], samples: Iterable[Generation]) -> dict[str, dict]:
+    """{"pass_at": {"1": mean, "2": ...}, "maj_at": ..., "pass_at_interval": {"1": (low, high), ...}, ...}: means over
+    the groups, for k = 1, 2, 4, ... and all samples, of which every problem has as many."""
+    of: dict[str, list[Generation]] = {p.id: [] for p in problems}
+    for g in samples:
+        of[g.problem].append(g)
+    n = len(of[problems[0].id])
+    right = {p: sum(g.verdict == "right" for g in made) for p, made in of.items()}
+    out: dict[str, dict] = {"pass_at": {}, "maj_at": {}, "pass_at_interval": {}, "maj_at_interval": {}}
+    for k in sorted({*(2**i for i in range(n.bit_length())), n}):
+        values = {"pass_at": {p: pass_at(k, right[p], n) for p in of},
+                  "maj_at": {p: maj_at(k, made) for p, made in of.items()}}
+        for name, value in values.items():
+            out[name][str(k)] = by_group(problems, value)["mean"][0]
+            out[f"{name}_interval"][str(k)] = intervals(problems, value)["mean"]
+    return out

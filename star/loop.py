@@ -17,11 +17,11 @@ import hashlib
 import itertools
 import random
 from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from star import lora, prompts
 from star.config import StarConfig
-from star.evaluate import VERDICTS, accuracy, verdict
+from star.evaluate import VERDICTS, accuracy, intervals, spread, verdict, verdicts
 from star.finetune import FinetuneStats, finetune_steps
 from star.problem import Completion, Example, Generation, Problem
 from star.sampler import Sampler
@@ -36,6 +36,17 @@ class State:
     """Where a run stands: the last iteration that is finished. 0 is the base's evaluation, -1 is before it."""
 
     iteration: int = -1
+    validation: dict[int, float] = field(default_factory=dict)  # iteration -> mean accuracy, of those that are finished
+
+    @property
+    def best(self) -> int | None:
+        """The first iteration that none beats on validation; None without validation."""
+        return max(self.validation, key=lambda n: (self.validation[n], -n)) if self.validation else None
+
+    def done(self, config: StarConfig) -> bool:
+        """Has it made all its iterations, or lost its patience?"""
+        tired = config.patience is not None and self.best is not None and self.iteration - self.best >= config.patience
+        return self.iteration >= config.iterations or tired
 
 
 @dataclass(frozen=True)
@@ -43,7 +54,7 @@ class Phase:
     """A phase begins: `total` problems or optimizer steps lie ahead."""
 
     iteration: int
-    name: str  # "generate" | "rationalize" | "train" | "evaluate"
+    name: str  # "generate" | "rationalize" | "train" | "validate" | "evaluate" | "pass at k"
     total: int
 
 
@@ -67,6 +78,7 @@ class Finished:
 
     iteration: int
     metrics: dict
+    done: bool = False  # nothing follows
 
 
 Event = Phase | Tick | Chunk | Finished
@@ -86,37 +98,49 @@ def star(
     of the iterations before, whose rationales are trained on again.
     Raises ValueError when an iteration solves nothing, with or without hint: there is nothing to learn from then.
     """
-    model = sampler.model
-    state = state or State()
+    model, state = sampler.model, state or State()
+    apart = {p.id for p in draw(task.train, config.validation, fold("validation"))} if config.validation else set()
+    validation, pupils = ([p for p in task.train if (p.id in apart) is aside] for aside in (True, False))
+    heldout = chosen(task.heldout, config.heldout_problems)
     rollout = _Rollout(sampler, tokenizer, task, config, {g.key: g for g in made})
-    by_id = {p.id: p for p in task.train}
+    by_id = {p.id: p for p in pupils}
     pool = [g for g in rollout.made.values() if 0 < g.iteration <= state.iteration and is_kept(g)]
     if state.iteration < 0:
-        scores = yield from rollout.run(0, "evaluate", task.heldout)
-        yield Finished(0, {"iteration": 0, "accuracy": accuracy(task.heldout, scores)})
+        state, scores = yield from rollout.measure(state, 0, validation, heldout)
+        yield Finished(0, {"iteration": 0, **scores}, state.done(config))
 
-    for n in range(max(state.iteration, 0) + 1, config.iterations + 1):  # line 2
-        problems = draw(task.train, config.problems, fold(config.seed, n, "draw"))
-
-        attempts, retries = yield from rollout.collect(n, problems)  # lines 3 and 4
-        right = [g for g in [*attempts, *retries] if is_kept(g)]  # lines 5 and 6
-        if not right:
-            raise ValueError(nothing_solved(n, attempts, retries))
-        pool = right if config.rounds == "last" else [*sorted(pool, key=lambda g: g.key), *right]
-        chosen = select(pool, config.dedup == "on", config.cap)
-        examples = [prompts.example(task, by_id[g.problem], tokenizer, g.tokens, config.few_shot_train == "on")
-                    for g in chosen]
+    while not state.done(config):
+        n = state.iteration + 1  # line 2
+        problems = draw(pupils, config.problems, fold(config.seed, n, "draw"))
+        if config.learn == "rationales":
+            attempts, retries = yield from rollout.collect(n, problems)  # lines 3 and 4
+            right = [g for g in [*attempts, *retries] if is_kept(g)]  # lines 5 and 6
+            if not right:
+                raise ValueError(nothing_solved(n, attempts, retries))
+            pool = right if config.rounds == "last" else [*sorted(pool, key=lambda g: g.key), *right]
+            examples = [prompts.example(task, by_id[g.problem], tokenizer, g.tokens, config.few_shot_train == "on")
+                        for g in select(pool, config.dedup == "on", config.cap)]
+            report = counts(attempts, retries)
+        else:
+            examples = [prompts.written(task, p, tokenizer, task.gold(p), config.few_shot_train == "on")
+                        for p in problems]
+            report = {"problems": len(problems)}
 
         if config.start == "base":
             lora.reset(model, fold(config.seed, n, "adapters"))
         stats = yield from train(sampler, examples, config, n)  # line 7
 
-        scores = yield from rollout.run(n, "evaluate", task.heldout)
+        state, scores = yield from rollout.measure(state, n, validation, heldout)
         yield Finished(n, {
-            "iteration": n, "accuracy": accuracy(task.heldout, scores), **counts(attempts, retries),
-            "examples": len(examples), "steps": len(stats.losses), "loss": stats.losses[-1],
-            "target_tokens": stats.target_tokens,
-        })
+            "iteration": n, **scores, **report, "examples": len(examples), "steps": len(stats.losses),
+            "loss": stats.losses[-1], "target_tokens": stats.target_tokens, "trained_tokens": stats.tokens,
+        }, state.done(config))
+
+
+def chosen(heldout: Sequence[Problem], n: int | None) -> list[Problem]:
+    """The held-out problems to evaluate on: the same n in every run, in the task's order."""
+    ids = {p.id for p in draw(heldout, n or len(heldout), fold("held-out"))}
+    return [p for p in heldout if p.id in ids]
 
 
 def draw(train: Sequence[Problem], n: int, seed: int) -> list[Problem]:
@@ -154,7 +178,7 @@ def train(
 
 def is_kept(g: Generation) -> bool:
     """Does the filter of Algorithm 1 keep this generation, hinted or not?"""
-    return g.verdict == "right" and g.phase != "evaluate"
+    return g.verdict == "right" and g.phase in ("generate", "rationalize")
 
 
 def counts(attempts: list[Generation], retries: list[Generation]) -> dict:
@@ -165,6 +189,10 @@ def counts(attempts: list[Generation], retries: list[Generation]) -> dict:
     return {
         "problems": len(last),
         **{name: sum(is_kept(g) for g in tries) for name, tries in right.items()},
+        "solved": len(solved), "rationalized_problems": len(solved - {g.problem for g in attempts if is_kept(g)}),
+        "truncated": sum(g.finish == "length" for g in attempts), "tries": len(attempts),
+        "distinct": len({(g.problem, g.text.strip()) for g in [*attempts, *retries] if is_kept(g)}),
+        "mean_tokens": round(sum(len(g.tokens) for g in attempts) / len(attempts), 1),
         **{f"{name}_wrong_steps": sum(is_kept(g) and g.steps_right is False for g in tries)
            for name, tries in right.items()},
         "dropped": {v: sum(said == v for p, said in last.items() if p not in solved) for v in VERDICTS if v != "right"},
@@ -173,14 +201,15 @@ def counts(attempts: list[Generation], retries: list[Generation]) -> dict:
 
 
 def nothing_solved(n: int, attempts: list[Generation], retries: list[Generation]) -> str:
-    """One line for a model too weak to start (the paper, section 6: few-shot accuracy must be above chance)."""
+    """One line for a model too weak to start."""
     seen = {v: sum(g.verdict == v for g in [*attempts, *retries]) for v in VERDICTS}
     how = ", ".join(f"{count} {v}" for v, count in seen.items() if count)
     hint = "" if retries else "--hint failure, "
     problems = len({g.problem for g in attempts})
     return (f"iteration {n}: none of {problems} problems was solved, with {len(retries)} hinted retries ({how}): "
-            f"there is nothing to learn from; try easier problems, a model that solves some of them, {hint}"
-            "or a longer --max-new-tokens if many end by length")
+            "there is nothing to learn from. The paper's limit (section 6): few-shot accuracy must be above chance; "
+            "GPT-2 could not start on arithmetic; try easier problems, a model that solves some of them, other "
+            f"examples (--few-shot), {hint}or a longer --max-new-tokens if many end by length")
 
 
 @dataclass
@@ -212,12 +241,47 @@ class _Rollout:
                 break
         return attempts, retries
 
+    def measure(
+        self, state: State, n: int, validation: Sequence[Problem], heldout: Sequence[Problem]
+    ) -> Generator[Event, None, tuple[State, dict]]:
+        """(state after iteration n, what is known of its model): validation chooses, held-out is only reported."""
+        scores, before = {}, state.best
+        if validation:
+            judged = yield from self.run(n, "validate", validation)
+            scores["validation"] = accuracy(validation, judged)
+            scores["validation_interval"] = spans(validation, judged)
+        seen = {"validation": state.validation | {n: scores["validation"]["mean"]}} if validation else {}
+        state = State(n, **seen)
+        if validation:
+            scores["best"] = state.best
+        if self.config.heldout_when == "each" or before is None or state.best == n:
+            judged = yield from self.run(n, "evaluate", heldout)
+            scores |= {"accuracy": accuracy(heldout, judged), "interval": spans(heldout, judged),
+                       "said": verdicts(judged)}
+            if self.config.eval_samples:
+                scores |= spread(heldout, (yield from self.run(n, "pass at k", heldout)))
+        return state, scores
+
     def run(self, n: int, phase: str, problems: Sequence[Problem]) -> Generator[Event, None, list[Generation]]:
         """Judged generations, problem by problem, in their order; as many of each as the phase has samples."""
-        samples, temperature, top_k, top_p = self.config.sampling(phase)
+        samples, *_ = self.config.sampling(phase)
         yield Phase(n, phase, len(problems) * samples)
-        hinted, sampled_by = phase == "rationalize", n if phase == "evaluate" else n - 1  # M_0 is the base
-        few_shot = self.config.few_shot == "always" or sampled_by == 0
+        hinted = phase == "rationalize"
+        sampled_by = n - 1 if phase in ("generate", "rationalize") else n  # M_0 is the base
+        few_shot = self.config.few_shot_sample == "always" or sampled_by == 0
+        done: dict[tuple, Generation] = {}
+        behind: dict[str, list[Problem]] = {}  # few-shot text -> problems: those that share it share its cache
+        for p in problems:
+            behind.setdefault(self.task.shown(p, hinted) if few_shot else "", []).append(p)
+        for part in behind.values():
+            done |= yield from self._sample(n, phase, part, hinted, few_shot)
+        return [done[n, phase, p.id, k] for p in problems for k in range(samples)]
+
+    def _sample(
+        self, n: int, phase: str, problems: Sequence[Problem], hinted: bool, few_shot: bool
+    ) -> Generator[Event, None, dict[tuple, Generation]]:
+        """The generations of a phase for problems behind one few-shot text, by key; what is made is not again."""
+        samples, temperature, top_k, top_p = self.config.sampling(phase)
         cap = self.config.max_new_tokens or self.task.max_new_tokens
         ids = [prompts.encode(self.task, p, self.tokenizer, hinted, few_shot) for p in problems]
         prefix, own = prompts.share(ids)
@@ -236,13 +300,14 @@ class _Rollout:
             for j, completion in self.sampler.stream(
                 [own[i // samples] for i in missing], prefix=prefix, max_new_tokens=cap, temperature=temperature,
                 top_k=top_k, top_p=top_p, seeds=seeds, stop_ids=self.tokenizer.eos_ids,
+                stop=self.task.stop,
             ):
                 i = missing[j]
                 done[i] = self.judge(keys[i], problems[i // samples], completion, seeds[j], hinted)
                 yield Tick(len(completion.tokens))
             if missing:
                 yield Chunk([done[i] for i in missing])
-        return [done[i] for i in range(len(keys))]
+        return {keys[i]: g for i, g in done.items()}
 
     def judge(self, key: tuple, problem: Problem, completion: Completion, seed: int, hinted: bool) -> Generation:
         ids = [i for i in completion.tokens if i not in self.tokenizer.eos_ids]
@@ -251,3 +316,9 @@ class _Rollout:
         steps = self.task.check_steps(problem, text) if said == "right" else None
         return Generation(*key, seed, completion.tokens, text, completion.finish, round(sum(completion.logprobs), 4),
                           self.task.extract(text), said, steps)
+
+
+def spans(problems: Sequence[Problem], judged: Iterable[Generation]) -> dict[str, list[float]]:
+    """95 % interval of the accuracy by group."""
+    right = {g.problem: float(g.verdict == "right") for g in judged}
+    return {group: list(span) for group, span in intervals(problems, right).items()}

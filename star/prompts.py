@@ -1,7 +1,7 @@
 """From a problem to token ids: prompts to sample from, and examples to train on.
 
 A hint can enter only through `encode(..., hinted=True)`, whose ids go to the sampler and nowhere else: `example` is
-built from the question. It renders no chat templates.
+built from the question. Prompts are plain text, or a conversation where the tokenizer carries a chat template.
 """
 
 import itertools
@@ -11,14 +11,23 @@ from star.problem import Example, Problem
 from star.tasks import Task
 
 
+def render(task: Task, problem: Problem, chat=None, hinted: bool = False, few_shot: bool = True) -> str:
+    """The prompt as text. chat: a template (checkpoints/chat) that makes turns of few-shot examples and question."""
+    if chat is not None:
+        shown = task.turns(hinted) if few_shot else []
+        turns = [turn for asked, said in shown for turn in (("user", asked), ("assistant", said))]
+        return chat.render([*turns, ("user", task.said(problem, hinted))])
+    prefix = task.shown(problem, hinted) if few_shot else ""
+    return prefix + (task.hinted(problem) if hinted else task.question(problem))
+
+
 def encode(task: Task, problem: Problem, tokenizer, hinted: bool = False, few_shot: bool = True) -> list[int]:
     """Ids of the few-shot text and the question, encoded as ONE text: pieces encoded apart need not add up to it.
 
     few_shot: with the task's few-shot text, if it has any; the hinted form has its own.
     Raises ValueError when the tokenizer has no token for some character.
     """
-    prefix = (task.hint_prefix if hinted else task.prefix) if few_shot else ""
-    text = prefix + (task.hinted(problem) if hinted else task.question(problem))
+    text = render(task, problem, getattr(tokenizer, "chat", None), hinted, few_shot)
     ids = tokenizer.encode(text)
     if tokenizer.unk_id in ids:
         odd = next((c for c in text if tokenizer.unk_id in tokenizer.encode(c, special=False)), text)
@@ -38,9 +47,7 @@ def share(prompts: Sequence[list[int]]) -> tuple[list[int], list[list[int]]]:
     return first[:n], [p[n:] for p in prompts]
 
 
-def example(
-    task: Task, problem: Problem, tokenizer, rationale: Sequence[int], few_shot: bool = False
-) -> Example:
+def example(task: Task, problem: Problem, tokenizer, rationale: Sequence[int], few_shot: bool = False) -> Example:
     """The training sequence of a kept rationale: ids of the plain question, the sampled ids as they are, an end.
 
     However the rationale came about, the prompt is the one without hint (STaR, section 3.3).
@@ -48,3 +55,14 @@ def example(
     prompt = encode(task, problem, tokenizer, few_shot=few_shot)
     end = [] if rationale and rationale[-1] in tokenizer.eos_ids else [tokenizer.eos_ids[0]]
     return Example((*prompt, *rationale, *end), len(prompt))
+
+
+def written(task: Task, problem: Problem, tokenizer, text: str, few_shot: bool = False) -> Example:
+    """The training sequence of a rationale that somebody wrote, as `task.gold`: encoded as one text with its prompt."""
+    chat = getattr(tokenizer, "chat", None)
+    text = text.strip() if chat is not None else text
+    prompt = encode(task, problem, tokenizer, few_shot=few_shot)
+    whole = tokenizer.encode(render(task, problem, chat, few_shot=few_shot) + text)
+    if whole[: len(prompt)] != prompt:  # the text's first characters would join the prompt's last token
+        whole = [*prompt, *tokenizer.encode(text, special=False)]
+    return example(task, problem, tokenizer, whole[len(prompt) :], few_shot)

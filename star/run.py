@@ -35,6 +35,7 @@ class Clock:
 
     seconds: dict[str, float] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)  # rationales or steps that took tokens
     _phase: str = ""
     _since: float = 0.0
 
@@ -46,6 +47,14 @@ class Clock:
 
     def count(self, tokens: int) -> None:
         self.tokens[self._phase] = self.tokens.get(self._phase, 0) + tokens
+        self.rows[self._phase] = self.rows.get(self._phase, 0) + (tokens > 0)
+
+    def sampled(self) -> tuple[int, int, float]:
+        """(tokens, rationales, seconds) of the phases that sample, the one in hand included."""
+        now = time.perf_counter() - self._since if self._phase not in ("", "train", "save") else 0.0
+        seconds = sum(s for phase, s in self.seconds.items() if phase not in ("train", "save")) + now
+        kinds = [phase for phase in self.tokens if phase != "train"]
+        return sum(self.tokens[k] for k in kinds), sum(self.rows.get(k, 0) for k in kinds), seconds
 
     def rate(self, *phases: str) -> float:
         """Tokens a second over these phases together."""
@@ -98,10 +107,12 @@ class Run:
             write_atomically(folder / name, "".join(json.dumps(r) + "\n" for r in lines).encode())
         made = whole_chunks(read_lines(folder / "samples" / f"iter-{iteration + 1:03d}.jsonl"))
         write_atomically(run.samples(iteration + 1), "".join(json.dumps(r) + "\n" for r in made).encode())
-        write_json(folder / "state.json", {"iteration": iteration, "finished": iteration >= config.iterations})
+        known = {m["iteration"]: m["validation"]["mean"] for m in run.metrics() if "validation" in m}
+        state = State(iteration, known)
+        run._write_state(state.iteration, state.best, state.done(config))
         if config.rounds == "all":
             made = [r for i in range(1, iteration + 1) for r in read_lines(run.samples(i))] + made
-        return run, State(iteration), [generation(r) for r in made]
+        return run, state, [generation(r) for r in made]
 
     def samples(self, iteration: int) -> Path:
         return self.folder / "samples" / f"iter-{iteration:03d}.jsonl"
@@ -134,13 +145,17 @@ class Run:
         memory = torch.cuda.max_memory_allocated() if model.device.type == "cuda" else None
         self.timings = {
             "iteration": event.iteration, "seconds": {k: round(v, 3) for k, v in self.clock.seconds.items()},
-            "sampled_tokens_per_s": round(self.clock.rate("generate", "rationalize", "evaluate")),
+            "tokens": {"sampled": self.clock.sampled()[0], "trained": self.clock.tokens.get("train", 0)},
+            "sampled_tokens_per_s": round(self.clock.rate(*(p for p in self.clock.tokens if p != "train"))),
             "trained_tokens_per_s": round(self.clock.rate("train")), "peak_device_bytes": memory,
         }
         append(self.folder / "timings.jsonl", [self.timings])
-        done = event.iteration >= self.config.iterations
-        write_json(self.folder / "state.json", {"iteration": event.iteration, "finished": done})
+        self._write_state(event.iteration, event.metrics.get("best"), event.done)
         self.clock = Clock()
+
+    def _write_state(self, iteration: int, best: int | None, finished: bool) -> None:
+        chosen = {} if best is None else {"best": best}
+        write_json(self.folder / "state.json", {"iteration": iteration, "finished": finished, **chosen})
 
 
 def append(path: Path, records: list[dict]) -> None:
@@ -155,10 +170,10 @@ def read_lines(path: Path) -> list[dict]:
     """Records of a JSONL file; a last line that a stop cut short is left out. [] where there is no file."""
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline is no whole line
     try:
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline is no whole line
         return [json.loads(line) for line in lines]
-    except json.JSONDecodeError as e:
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
         raise ValueError(f"{path} is damaged: {e}") from None
 
 
@@ -202,12 +217,12 @@ def draw_curves(folder: Path, metrics: list[dict]) -> None:
         raise ImportError("curves.png needs matplotlib: pip install 'star-from-scratch[plot]'") from None
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    iterations = [m["iteration"] for m in metrics]
+    iterations, seen = [m["iteration"] for m in metrics], [m for m in metrics if "accuracy" in m]
     for group in metrics[0]["accuracy"]:
         style = {"color": "black", "linewidth": 2.5} if group == "mean" else {"marker": "o", "markersize": 4}
-        left.plot(iterations, [100 * m["accuracy"][group] for m in metrics], label=group, **style)
+        left.plot([m["iteration"] for m in seen], [100 * m["accuracy"][group] for m in seen], label=group, **style)
     left.set(title="held-out accuracy", xlabel="iteration", ylabel="%", ylim=(-3, 103), xticks=iterations)
-    trained = [m for m in metrics if m["iteration"]]
+    trained = [m for m in metrics if "kept" in m]
     bottom = [0] * len(trained)
     parts = [("kept", lambda m: m["kept"]), ("rationalized", lambda m: m["rationalized"]),
              ("dropped", lambda m: sum(m["dropped"].values()))]

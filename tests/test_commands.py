@@ -19,6 +19,7 @@ import checkpoints
 import sample
 import train
 from checkpoints.files import write_json
+from star.config import PRESETS, StarConfig
 from star.experiments import addition, export, tiny_adder
 from star.run import read_lines
 from star.tasks import load_task
@@ -77,12 +78,13 @@ def test_check_says_what_a_model_is_and_needs(capsys):
     assert train.main(["--check"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert re.match(r"model   .*tiny-adder: llama, 538,112 parameters, float32$", out[0])
-    weights, adapters, copy, both = (float(x) for x in re.findall(r"([\d.]+) MiB", out[1])[:4])
+    assert out[1] == "cost    at most 39,650 rationales x 68 new tokens = 2,696,200; 552 steps x 32 examples"
+    weights, adapters, copy, cache, training, most = (float(x) for x in re.findall(r"([\d.]+) MiB", out[2])[:6])
     assert weights == pytest.approx(538_112 * 4 / 2**20, abs=0.06)
     assert adapters == pytest.approx(16 * 114_688 / 2**20, abs=0.06)  # 4 bytes each for value, gradient, two moments
     assert weights - copy == pytest.approx((21 * 128 + 9 * 128) * 4 / 2**20, abs=0.1)  # all but embedding and norms
-    assert both == pytest.approx(weights + adapters + copy, abs=0.2)
-    assert out[2:] == [out[2], "prompt  '5+0\\n'", "ids     [9, 3, 4, 2]"]
+    assert most == pytest.approx(weights + adapters + copy + max(cache, training), abs=0.3)
+    assert out[3:] == [out[3], "prompt  '5+0\\n'", "ids     [9, 3, 4, 2]"]
     assert not Path("runs").exists()
 
 
@@ -91,7 +93,7 @@ def test_check_refuses_what_a_run_would(capsys, monkeypatch):
     one_line(capsys, train.main(["--check", "--out", "x"]), "leave out --out and --resume")
     monkeypatch.setattr(train, "free_memory", lambda _: 10**6)
     said = train.main(["--model", str(SHIPPED)])
-    one_line(capsys, said, "the weights need 2.1 MiB in float32, but cpu has 1.0 MiB free", "--dtype bfloat16")
+    one_line(capsys, said, "the run needs 2.1 MiB and cpu has 1.0 MiB free", "--dtype bfloat16")
 
 
 def test_numbers_that_are_not_finite_are_one_line(capsys):
@@ -203,7 +205,7 @@ def test_typed_questions(capsys, monkeypatch):
         (["--problems", "0"], ["--problems is 0", "at least 1"]),
         (["--problems", "-5"], ["--problems is -5"]),
         (["--problems", "many"], ["--problems", "'many'"]),
-        (["--iterations", "0"], ["--iterations is 0"]),
+        (["--iterations", "-1"], ["--iterations is -1"]),
         (["--lr", "-1"], ["--lr is -1"]),
         (["--lr", "nan"], ["--lr is nan"]),
         (["--lr", "1e9"], ["--lr is 1000000000.0", "at most"]),
@@ -254,6 +256,51 @@ def shrink_vocabulary(folder):
     save_file(tensors, folder / "model.safetensors")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 12}))
+
+
+def test_a_runs_rationales_are_listed(capsys, tmp_path):
+    """--run without a question: an overview, a filtered list, one problem side by side; bad filters are one line."""
+    run = tmp_path / "run"
+    assert train.main([*SMALL, "--digits", "2-4", "--iterations", "2", "--out", str(run)]) == 0
+    shown = capsys.readouterr().out
+    samples = re.findall(r"^      (?:kept|rationalized|wrong|unparsed|length|leak)", shown, re.M)
+    assert len(samples) == 6, "three an iteration"
+    assert re.search(r"^result  iteration 2 \(the last\): [\d.]+% .* 95 % interval", shown, re.M)
+    assert re.search(r"^spent   [\d.]+ device-hours; [\d,]+ tokens sampled, [\d,]+ trained on$", shown, re.M)
+    assert sample.main(["--run", str(run)]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^ +1 generate", out, re.M)
+    assert "K kept" in out
+    tried = [json.loads(line) for line in (run / "samples" / "iter-001.jsonl").read_text().splitlines()]
+    wrong = next(t for t in tried if t["verdict"] == "wrong" and t["phase"] == "generate")
+    assert sample.main(["--run", str(run), "--problem", wrong["problem"]]) == 0
+    out = capsys.readouterr().out
+    assert wrong["problem"] in out
+    assert "it 1" in out
+    assert sample.main(["--run", str(run), "--iteration", "1", "--verdict", "kept", "--limit", "2"]) == 0
+    out = capsys.readouterr().out
+    assert len(re.findall(r"^iter 1 generate .*: right", out, re.M)) == 2
+    one_line(capsys, sample.main(["--run", str(run), "--verdict", "good"]), "good", "kept")
+    one_line(capsys, sample.main(["--run", str(run), "--problem", "x"]), "x")
+    one_line(capsys, sample.main(["1+1", "--run", str(run), "--problem", "x"]), "leave out the question")
+    one_line(capsys, sample.main(["--run", str(run), "--limit", "0"]), "--limit is 0")
+
+
+def test_presets_and_flags(capsys):
+    """A preset is a table of settings; flags beside it go before it, and so do both ways to say how long to train."""
+    given, _ = train.read_flags(["--preset", "paper", "--lr", "1e-3"])
+    config = StarConfig(**given)
+    assert (config.lr, config.growth, config.schedule) == (1e-3, 1.2, "constant")
+    assert StarConfig(**train.read_flags(["--preset", "modern", "--first-steps", "5"])[0]).epochs is None
+    assert StarConfig(**train.read_flags(["--preset", "modern", "--temperature", "0"])[0]).samples == 1
+    assert StarConfig(**train.read_flags(["--preset", "paper", "--epochs", "2"])[0]).first_steps == 28
+    assert train.read_flags(["--chat", "--zero-shot"])[0] == {"chat": True, "zero_shot": True}
+    for name in PRESETS:
+        for learn in ("rationales", "gold", "answers"):
+            StarConfig(**train.read_flags(["--preset", name, "--learn", learn])[0])
+    assert (StarConfig().lr, StarConfig(model="x").lr) == (5e-3, 2e-4)
+    one_line(capsys, train.main(["--preset", "huge"]), "--preset", "huge")
+    one_line(capsys, train.main(["--preset", "quick", "--resume", "x"]), "leave out --preset")
 
 
 def test_nothing_solved_is_one_line(capsys):

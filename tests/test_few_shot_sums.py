@@ -1,4 +1,4 @@
-"""Sums for a pretrained model (star/tasks/arithmetic, Lettered): the format, the examples of each length, the leak guard."""
+"""Sums for a pretrained model (star/tasks/arithmetic, Lettered): format, examples of each length, leak guard."""
 
 import pytest
 

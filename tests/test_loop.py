@@ -98,7 +98,9 @@ def test_kept_rationalized_and_dropped(setup, monkeypatch, tokenizer):
     examples = trained_on(monkeypatch)
     events = list(star(*setup(script)))
     base, first = finished(events)
-    assert base == {"iteration": 0, "accuracy": {"even": 1.0, "odd": 1.0, "mean": 1.0}}
+    assert base["accuracy"] == {"even": 1.0, "odd": 1.0, "mean": 1.0}
+    assert base["said"] == {"right": 4, "wrong": 0, "unparsed": 0, "length": 0, "leak": 0}
+    assert 0 < base["interval"]["even"][0] < base["interval"]["mean"][0] < 1  # of 2 and of 4 problems
     assert (first["kept"], first["rationalized"], first["examples"]) == (2, 2, 4)
     assert first["dropped"] == {"wrong": 1, "unparsed": 1, "length": 1, "leak": 1}
     texts = {
@@ -263,12 +265,12 @@ def test_few_shot_text_is_sampled_with_and_shared(setup, monkeypatch, tokenizer)
 
 
 def test_few_shot_text_can_be_trained_on_and_dropped(setup, monkeypatch, tokenizer):
-    """--few-shot base: only M_0 sees the text, so the evaluation of M_1 is the first without. --few-shot-train on."""
+    """--few-shot-sample base: only M_0 sees the text, so M_1's evaluation is the first without. --few-shot-train on."""
     task = Riddles()
     task.prefix, task.hint_prefix = "1+1\n=2\n", "hint 2\n1+1\n=2\n"
     script = lambda text: ("=" + answer(text) if "hint" in text else "=1", "stop")  # noqa: E731
     examples = trained_on(monkeypatch)
-    sampler, *rest = setup(script, task, few_shot="base", few_shot_train="on", iterations=2)
+    sampler, *rest = setup(script, task, few_shot_sample="base", few_shot_train="on", iterations=2)
     seen = {}
     for event in star(sampler, *rest):
         if isinstance(event, Phase):
