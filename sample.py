@@ -2,7 +2,7 @@
 
 Without a question it is a prompt to type into. With --trace it shows one problem's whole way through Algorithm 1. It
 takes the newest finished run, or the model that ships; with --model a folder's model goes on with any text, without a
-task. It changes nothing on disk.
+task. With --run and no question it lists what that run generated (star/history). It changes nothing on disk.
 """
 
 import os
@@ -11,22 +11,23 @@ import signal
 if __name__ == "__main__":  # Ctrl-C while torch is imported; main() puts Python's own handler back
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
+import shutil
 import sys
 import warnings
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import checkpoints
 from checkpoints.files import read_json
-from star import prompts
+from star import history, prompts
 from star.config import StarConfig
 from star.evaluate import VERDICTS, verdict
 from star.problem import Completion, Example, Problem
 from star.run import newest_finished
 from star.sampler import Sampler
-from star.tasks import Task, load_task
+from star.tasks import Task
 from star.text import TextStream
-from train import Parser, load_base, one_line
+from train import Parser, load_base, load_tokenizer, one_line, prepare
 
 
 class Writer:
@@ -34,14 +35,14 @@ class Writer:
 
     def __init__(self, config: StarConfig, adapter: Path | None, temperature: float, seed: int):
         model = load_base(config)
-        self.tokenizer = checkpoints.load_tokenizer(model.source.path)
+        self.tokenizer = load_tokenizer(config)
         if adapter is not None:
             checkpoints.load_adapter(model, adapter)
         self.sampler = Sampler(model, slots=1, max_len=min(model.config.max_pos, 16_384), tokenizer=self.tokenizer)
         self.temperature, self.seed = temperature, seed
         self.cap = config.max_new_tokens or 200
 
-    def write(self, prompt: list[int], cap: int, show: bool) -> Completion:
+    def write(self, prompt: list[int], cap: int, show: bool, stop: tuple[str, ...] = ()) -> Completion:
         """What follows a prompt, up to an end or the cap; with show, its characters are printed as they come."""
         room = self.sampler.max_len - len(prompt)
         if not prompt or room < 1:
@@ -54,7 +55,7 @@ class Writer:
                 print(stream.push(token), end="", flush=True)
 
         out = self.sampler.generate([prompt], max_new_tokens=min(cap, room), temperature=self.temperature,
-                                    seeds=[self.seed], stop_ids=self.tokenizer.eos_ids, on_token=on_token)[0]
+                                    seeds=[self.seed], stop_ids=self.tokenizer.eos_ids, stop=stop, on_token=on_token)[0]
         if show:
             print(stream.end(), end="", flush=True)
         return out
@@ -70,13 +71,14 @@ class Asker:
     """A model with its task, ready to be asked."""
 
     def __init__(self, config: StarConfig, writer: Writer):
-        self.task: Task = load_task(config.task, data=config.data, digits=config.digits)
+        self.task: Task = prepare(config)
         self.writer, self.tokenizer = writer, writer.tokenizer
         self.cap = config.max_new_tokens or 2 * self.task.max_new_tokens  # questions may be longer here
 
     def rationale(self, problem: Problem, hinted: bool, show: bool) -> tuple[str, str, list[int]]:
         """(text, verdict, ids) of one completion; with show, its characters are printed as they come."""
-        out = self.writer.write(prompts.encode(self.task, problem, self.tokenizer, hinted), self.cap, show)
+        out = self.writer.write(prompts.encode(self.task, problem, self.tokenizer, hinted), self.cap, show,
+                                self.task.stop)
         text = self.tokenizer.decode([i for i in out.tokens if i not in self.tokenizer.eos_ids])
         return text, verdict(self.task, problem, text, out.finish, hinted), list(out.tokens)
 
@@ -144,17 +146,66 @@ def choose(run: Path | None, iteration: int | None, trace: bool) -> tuple[StarCo
     if not isinstance(settings, dict):
         raise ValueError(f"{run} is no run: its config.json has no settings")
     last = state.get("iteration", -1)
-    iteration = iteration if iteration is not None else 0 if trace else max(last, 0)
+    best = state.get("best")
+    iteration = iteration if iteration is not None else 0 if trace else max(last if best is None else best, 0)
     if not 0 <= iteration <= max(last, 0):
         raise ValueError(f"--iteration is {iteration}, but {run} has iterations 0 (the base) to {max(last, 0)}")
     adapter = run / "adapters" / f"iter-{iteration:03d}" if iteration else None
     return StarConfig(**settings), adapter, f"{run}, iteration {iteration}" + ("" if iteration else " (the base)")
 
 
+def wants_list(args) -> bool:
+    """Is it the run's rationales that are asked for, and not its model? ValueError where it could be both."""
+    filters = [flag for flag in ("problem", "verdict", "phase") if getattr(args, flag) is not None]
+    if filters and (args.question is not None or args.trace or args.ask or args.model):
+        raise ValueError(f"--{filters[0]} lists what a run generated: leave out the question, --trace, --ask, --model")
+    if args.limit < 1:
+        raise ValueError(f"--limit is {args.limit}; it must be at least 1")
+    asks = args.question is not None or args.trace or args.ask or args.model is not None
+    return bool(filters) or (args.run is not None and not asks)
+
+
+def look(args) -> None:
+    """What a run generated: an overview and each problem's way, a filtered list, or one problem side by side."""
+    run = args.run or newest_finished()
+    if run is None:
+        raise ValueError("runs/ has no finished run: name one by --run")
+    width = max(shutil.get_terminal_size((120, 24)).columns, 60)
+    iterations = None if args.iteration is None else (args.iteration, args.iteration)
+    wanted = history.Filter(iterations, args.phase, args.verdict, args.problem)
+    everything = history.load(run)
+    found = [g for g in everything if history.matches(g, wanted)]
+    if not found:
+        raise ValueError(history.nothing(wanted, everything))
+    if args.problem is not None:
+        lines = history.side_by_side(found, width, questions(run))
+    elif iterations or args.phase or args.verdict:
+        lines = history.listing(found, args.limit, width)
+    else:
+        trained_on = [g for g in found if g.phase in ("generate", "rationalize")]
+        lines = [*history.overview(found), "", *history.journeys(trained_on or found, args.limit)]
+    print("\n".join(lines))
+
+
+def questions(run: Path) -> dict[str, str]:
+    """Question by problem of the run's task; none where its data is no longer there."""
+    try:
+        task = load_task_of(run)
+    except (ValueError, OSError):
+        return {}
+    return {p.id: p.question for p in [*task.train, *task.heldout]}
+
+
+def load_task_of(run: Path) -> Task:
+    settings = read_json(run / "config.json").get("settings", {})
+    known = {f.name for f in fields(StarConfig)}
+    return prepare(StarConfig(**{k: v for k, v in settings.items() if k in known}))
+
+
 def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     warnings.showwarning = one_line
-    parser = Parser(description=__doc__.split("\n\n")[1])
+    parser = Parser(description="\n\n".join(__doc__.split("\n\n")[1:]))
     parser.add_argument("question", nargs="?", help="a question of the task, as 48571+9664; none: type them in")
     parser.add_argument("--model", type=Path, help="a model folder: go on with any text, without a task")
     parser.add_argument("--max-new-tokens", type=int, help="where to stop at last [the run's; with --model 200]")
@@ -163,8 +214,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--iteration", type=int, help="which model; 0 is the base [the last; 0 with --trace]")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy [0]")
     parser.add_argument("--seed", type=int, default=0, help="of the draws, if the temperature is not 0 [0]")
+    parser.add_argument("--ask", action="store_true", help="with --run: type questions to its model, list nothing")
+    parser.add_argument("--problem", help="list: one problem's rationales side by side; 17 finds train-17")
+    parser.add_argument("--verdict", help="list: right, wrong, unparsed, length, leak; kept, rationalized, failed")
+    parser.add_argument("--phase", help="list: generate, rationalize, evaluate, validate, 'pass at k'")
+    parser.add_argument("--limit", type=int, default=20, help="list: rationales or problems shown at most [20]")
     try:
         args = parser.parse_args(argv)
+        if wants_list(args):
+            look(args)
+            return 0
         if args.model is not None:
             if args.trace or args.run or args.iteration is not None:
                 raise ValueError("--model asks a model without a run: leave out --run, --iteration and --trace")

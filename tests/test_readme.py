@@ -9,11 +9,14 @@ from conftest import ROOT
 
 import star.tasks
 import train
-from star.config import StarConfig
+from star.config import PRESETS, StarConfig
 from star.run import read_lines
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LINKS = re.findall(r"\[`([\w.]+)`\]\(([\w/.-]+)#L(\d+)\)", README)
+
+
+NO_SETTINGS = ("out", "resume", "preset", "show", "price-per-hour", "check")
 
 
 def code_block(after: str) -> str:
@@ -50,9 +53,13 @@ def test_the_file_tree_names_every_source_file():
 
 
 def test_every_setting_stands_in_the_table_with_its_default():
-    table = dict(re.findall(r"^\| `--([\w-]+)` \| (.*?) \|", README.partition("## Settings")[2], re.M))
-    expected = {f.name.replace("_", "-"): "" if f.default is None else f"`{f.default}`" for f in fields(StarConfig)}
-    assert {k: v for k, v in table.items() if k not in ("out", "resume")} == expected
+    section = README.partition("## Settings")[2]
+    rows = re.findall(r"^\| `--([\w-]+)` \| (.*?) \| (.*?) \| (.*?) \| (.*?) \|", section, re.M)
+    table = {name: cells for name, *cells in rows if name not in NO_SETTINGS}
+    assert table == {
+        f.name.replace("_", "-"): ["" if f.default is None or f.default is False else f"`{f.default}`",
+                                   *(f"`{p[f.name]}`" if f.name in p else "" for p in PRESETS.values())]
+        for f in fields(StarConfig)}
 
 
 def test_the_task_example_runs(tmp_path, monkeypatch, capsys):
