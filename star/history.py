@@ -17,16 +17,16 @@ from star.evaluate import VERDICTS
 from star.problem import Generation
 from star.run import generation, read_lines
 
-PHASES = ("generate", "rationalize", "evaluate")  # in the order in which an iteration runs them
+PHASES = ("generate", "rationalize", "validate", "evaluate", "pass at k")  # in the order of an iteration
 OUTCOMES = {  # beside VERDICTS' own names
     "kept": lambda g: g.verdict == "right" and g.phase == "generate",
     "rationalized": lambda g: g.verdict == "right" and g.phase == "rationalize",
     "failed": lambda g: g.verdict != "right",
     "truncated": lambda g: g.verdict == "length",
 }
-RIGHT_MARKS = {"generate": "K", "rationalize": "R", "evaluate": "E"}
+RIGHT_MARKS = {"generate": "K", "rationalize": "R", "validate": "E", "evaluate": "E", "pass at k": "E"}
 FAILED_MARKS = {"wrong": "w", "unparsed": "u", "length": "t", "leak": "l"}
-LEGEND = ("K kept, R rationalized (both trained on), E right in evaluate; "
+LEGEND = ("K kept, R rationalized (both trained on), E right in an evaluation; "
           "w wrong, u unparsed, t truncated, l leak; . not tried")
 SHOWN = 12  # lines of a text in a listing
 COLUMN, GAP = 28, " | "

@@ -27,7 +27,7 @@ from star.tasks import Task, load_task
 CPU = torch.device("cpu")
 WIDE = {"d_model": 64, "n_layers": 3, "n_heads": 4, "n_kv": 2, "head_dim": 16, "d_ff": 160}
 GEMMA = WIDE | {"norm": "rms+1", "block": "sandwich", "attn_cap": 9.0, "head_dim": 32}
-FALCON = WIDE | {"norm": "layer", "block": "parallel", "gated": False, "n_kv": 1, "ropes": (), "alibi": True}
+FALCON = WIDE | {"norm": "layer", "block": "parallel", "gated": False, "ropes": (), "alibi": True}
 
 
 # what training keeps
@@ -63,8 +63,7 @@ def test_what_training_keeps_is_what_autograd_saves(fields, length, dtype):
     c = add_lora(model, rank=4).config
     whole, inputs = saved(model, length), saved(model, length, recompute=True)
     adapters = sum(m.A.shape[0] for _, m in lora_modules(model)) * dtype.itemsize  # products that are left out
-    print("RATIO", kept_bytes(c, dtype, False, length, cpu=True) / (whole - adapters))
-    assert 0.97 < kept_bytes(c, dtype, False, length, cpu=True) / (whole - adapters) < 1.1
+    assert 0.96 < kept_bytes(c, dtype, False, length, cpu=True) / (whole - adapters) < 1.01
     if not c.windows:  # then all blocks are alike, and the backward pass holds one of them
         assert 0.85 < kept_bytes(c, dtype, True, length, cpu=True) / (inputs + whole / c.n_layers) < 1.1
     assert kept_bytes(c, dtype, True, length, cpu=True) < kept_bytes(c, dtype, False, length, cpu=True)
