@@ -28,11 +28,13 @@ _REFUSED = re.compile(
     r"\b(?:can't|cannot|can\s+not|unable|not\s+enough|insufficient|sorry|don't\s+know|do\s+not\s+know|not\s+sure|no\s+idea|"
     r"doesn't\s+say|does\s+not\s+say|impossible|unclear)\b", re.I)
 _NOTES = re.compile(r"<<[^<>\n]{0,200}>>|[\u200b-\u200d\u2060\ufeff]")
-_WORDS = (" is correct", " is right", "answer", "ans:", "ans =", "ans is", "choice", "option", "choose", "pick", "select", "go with", "####", "boxed", "fbox",
+_WORDS = (" is correct", " is right", "answer", "ans:", "ans =", "ans is", "choice", "option", "choose", "pick",
+          "select", "go with", "####", "boxed", "fbox",
           "it is", "it must", "it should")  # one of them stands in every match of _MARK
 _IS = r"(?:\s+(?:is|was|are|becomes|equals|would\s+be|should\s+be|must\s+be|will\s+be|comes\s+to)\b\s*[:=]?|\s*[:=]+)"
 _MARK = re.compile(
-    rf"(?P<answer>\b(?P<weight>final\s+|correct\s+|right\s+|best\s+)*(?:answers?|ans)\b(?P<to>\s+(?:to|for|of)\s[^.\n:=]{{1,80}}?)?"
+    rf"(?P<answer>\b(?P<weight>final\s+|correct\s+|right\s+|best\s+)*(?:answers?|ans)\b"
+    rf"(?P<to>\s+(?:to|for|of)\s[^.\n:=]{{1,80}}?)?"
     rf"(?:\*\*|__)?{_IS})"
     r"|(?P<heading>(?:^|\n)[#*_ \t]*(?:final\s+)?answers?[*_: \t]*\n(?!\s*(?:is|was)\b))"
     r"|(?P<pick>\b(?:(?:correct|right|best)\s+(?:choice|option)\s+(?:is|would\s+be)\b\s*:?"
@@ -53,26 +55,33 @@ _HEDGE = re.compile(
     r"\b(?:or|either|neither|nor|between|maybe|perhaps|probably|possibly|likely|might|approximately|approx|about|around|"
     r"roughly|nearly|almost|at\s+least|at\s+most|(?:more|less|greater|fewer|higher|lower|bigger|smaller|other|rather)\s+than|"
     r"up\s+to|over|under|above|below|unknown|undetermined|undefined|unclear|uncertain|cannot|can't|unsure|depends|"
-    r"impossible|not|isn't|wasn't|n't|no\s+longer|wrong|incorrect|except|dozens?|if|unless|ranges?|(?:any|every)thing\s+but|all\s+but)\b"
+    r"impossible|not|isn't|wasn't|n't|no\s+longer|wrong|incorrect|except|dozens?|if|unless|"
+    r"ranges?|(?:any|every)thing\s+but|all\s+but)\b"
     r"|[~≈?≤≥<>±≠√π]|!=|\\(?:neq?|approx|sim|geq?|leq?|pm|pi|sqrt)\b", re.I)
 _OTHER = re.compile(  # a statement that holds a number, but not as its answer
-    r"\b(?:half|third|quarter|twice|thrice|double|triple|squared?|cubed?|root|pi|times\s+(?:the|as|that|more|my|his|her|its)|"
+    r"\b(?:half|third|quarter|twice|thrice|double|triple|squared?|cubed?|root|pi|"
+    r"times\s+(?:the|as|that|more|my|his|her|its)|"
     r"page|step|question|problem|part|chapter|section|line|figure|equation|exercise|example|given|found|see|"
     r"(?:option|choice|number|no)\s*\.?\s*(?=[0-9]))\b|[0-9][a-z]\s*=|\b[a-z]\s*=[^=]*,\s*[a-z]\s*=|"
     r"\b[a-z]\s*=.*\band\b.*=", re.I)
 _RETRACTED = re.compile(
-    r"\b(?:wait|actually|hmm+|oops|sorry|correction|mistaken?|wrong|incorrect|not\s+(?:right|correct|sure|true|certain|the\s+answer)|"
-    r"unsure|kidding|joking|don't\s+know|do\s+not\s+know|can't\s+be|cannot\s+be|let\s+me\s+(?:re|check|double)|on\s+second\s+thought|"
-    r"isn't\s+(?:right|correct)|disregard|just\s+guess\w*|a\s+guess|never\s+mind|scratch\s+that)\b|(?:^|[.!?]\s+)no\b[,.!]", re.I)
+    r"\b(?:wait|actually|hmm+|oops|sorry|correction|mistaken?|wrong|incorrect|"
+    r"not\s+(?:right|correct|sure|true|certain|the\s+answer)|"
+    r"unsure|kidding|joking|don't\s+know|do\s+not\s+know|can't\s+be|cannot\s+be|let\s+me\s+(?:re|check|double)|"
+    r"on\s+second\s+thought|"
+    r"isn't\s+(?:right|correct)|disregard|just\s+guess\w*|a\s+guess|never\s+mind|scratch\s+that)\b|(?:^|[.!?]\s+)"
+    r"no\b[,.!]", re.I)
 _REASON = re.compile(r"[\s,;(—–-]{1,4}(?:because|since|as|which|where|given\s+that|due\s+to)\b.*", re.I | re.S)
-_RATHER = re.compile(r",?\s*(?:and|but|rather\s+than|instead\s+of|)\s*\bnot\s+[^,.;]*$|,?\s+(?:rather\s+than|instead\s+of)\s.*",
+_RATHER = re.compile(
+    r",?\s*(?:and|but|rather\s+than|instead\s+of|)\s*\bnot\s+[^,.;]*$|,?\s+(?:rather\s+than|instead\s+of)\s.*",
                      re.I)
 _PLAIN = [(re.compile(pattern), new) for pattern, new in (
     (r"\\[dtc]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r" (\1)/(\2)"), (r"\\[dtc]?frac\s*([0-9])\s*([0-9])", r" \1/\2"),
     (r"\s*\^\s*\{?\s*\\circ\s*\}?", " degrees"), (r"\\[,!;:]", ""), (r"[²³]", "^2"),
     (r"\\(?:text|textbf|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}", r" \1 "),
     (r"\\(?:left|right|displaystyle|quad|qquad)(?![A-Za-z])|\\[()\[\]]", " "), (r"\\times|\\cdot|×", " x "),
-    (r"~(?=\\)|(?<=[0-9}])~(?=[\sA-Za-z\\])", " "), (r"\\%", "%"), (r"\\\$|[$€£¥₹]", ""), (r"\{,\}", ","), (r"\(([0-9]+)\)/\(([0-9]+)\)", r"\1/\2"),
+    (r"~(?=\\)|(?<=[0-9}])~(?=[\sA-Za-z\\])", " "), (r"\\%", "%"), (r"\\\$|[$€£¥₹]", ""), (r"\{,\}", ","),
+    (r"\(([0-9]+)\)/\(([0-9]+)\)", r"\1/\2"),
     (r"[*_`]{1,3}(?=\S)|(?<=\S)[*_`]{1,3}", ""), (r"[−‒–—](?=\s?[0-9.])", "-"), (r"[\u00a0\u2009\u202f]", " "),
     (r"°", " degrees "),
 )]
@@ -87,10 +96,13 @@ _NUMBER = re.compile(
 _SIMPLE = re.compile(r"\s*\$?([0-9]{1,15}|[0-9]{1,3}(?:,[0-9]{3}){1,4})\s*\Z")  # most answers are
 _SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _ASIDE = re.compile(  # behind a number: what it is made of, or what it is for
-    r"(?<=[0-9A-Za-z%])\s*\([^()]*[0-9][^()]*\)|(?<=[0-9A-Za-z%])\s+(?:over|in|for|during|after|within|across)\s+(?:the\s+|all\s+)?"
+    r"(?<=[0-9A-Za-z%])\s*\([^()]*[0-9][^()]*\)|(?<=[0-9A-Za-z%])\s+(?:over|in|for|during|after|within|across)\s+"
+    r"(?:the\s+|all\s+)?"
     r"[0-9]+\s+[a-z]+\s*$", re.I)
-_UNITS = re.compile(r"(?:[kcm]?m|mi|ft|in|yd|[km]?g|lbs?|oz|m?l|h|hrs?|mins?|s|secs?|mph|kmh|kph|kwh|cents?|c|f)(?:\b|[23])", re.I)
-_CONCLUDES = re.compile(r"[\s*]*(?:so|therefore|thus|hence|in\s+total|altogether|finally|in\s+all|overall|total)\b", re.I)
+_UNITS = re.compile(r"(?:[kcm]?m|mi|ft|in|yd|[km]?g|lbs?|oz|m?l|h|hrs?|mins?|s|secs?|mph|kmh|kph|"
+    r"kwh|cents?|c|f)(?:\b|[23])", re.I)
+_CONCLUDES = re.compile(
+    r"[\s*]*(?:so|therefore|thus|hence|in\s+total|altogether|finally|in\s+all|overall|total)\b", re.I)
 _LABEL = re.compile(  # in front of a number that only names something, in a sentence without a marker
     r"(?:\b(?:step|page|question|problem|part|chapter|exercise|line|figure|equation|section|option|choice|example|no|"
     r"number|day|year|grade|age|room|level|round|in|on|at)\.?\s*|#)$", re.I)
@@ -131,7 +143,7 @@ def phrase(text: str) -> str | None:
 
 
 def _arrive(text: str, read: Callable[[str], str | None], read_last: Callable[[str, str], str | None]) -> str | None:
-    """The answer in the last statement of one, if nothing takes it back or contradicts it; else in the last sentence."""
+    """The answer in the last statement of one, if nothing takes it back or contradicts it; else the last sentence's."""
     text = own(text)
     last_marks = deque(_marks(text), maxlen=MOST_MARKS)
     found = [s for s in (_statement(text, mark) for mark in last_marks) if s is not None]
@@ -242,7 +254,8 @@ def _value(match: re.Match) -> Fraction | None:
     """What a match of _NUMBER is worth; None if it divides by zero or is longer than anybody means."""
     if len(match[0]) > MOST_DIGITS:
         return None
-    a, b, whole, above, below = (match[k].replace(",", "") if match[k] else None for k in ("a", "b", "whole", "above", "below"))
+    names = ("a", "b", "whole", "above", "below")
+    a, b, whole, above, below = (match[k].replace(",", "") if match[k] else None for k in names)
     parts = (above, below) if whole else (a, b or "1")
     if not Fraction(parts[1]):
         return None
@@ -272,7 +285,7 @@ def _last_number(sentence: str, _: str) -> str | None:
 
 
 def one_letter(statement: str, letters: str) -> str | None:
-    """The letter of a short statement that names exactly one: "(b)", "B.", "option b) a dog"; not the article in "a dog"."""
+    """The letter of a short statement that names exactly one: "(b)", "B.", "option b) a dog"; not that of "a dog"."""
     text = re.sub(r"[\"'“”‘’]([A-Za-z])[\"'“”‘’]", r"\1", plain(statement))
     text = _RATHER.sub("", _REASON.sub("", text)).strip(" \"'“”")
     any_bracket = re.findall(r"[(\[]\s*([A-Za-z])\s*[)\]]", text)
@@ -280,29 +293,32 @@ def one_letter(statement: str, letters: str) -> str | None:
         found = {c.lower() for c in any_bracket}
         rest = re.sub(r"[(\[]\s*[A-Za-z]\s*[)\]]", " ", text)
     else:
-        first = re.match(r"(?:(?:option|choice|answer|letter)\s+)?[(\[]?([A-Za-z])(?:\s*([.):\],])(?=\s|$|[A-Za-z])|(?=\s|$))", text, re.I)
+        first = re.match(r"(?:(?:option|choice|answer|letter)\s+)?[(\[]?"
+                         r"([A-Za-z])(?:\s*([.):\],])(?=\s|$|[A-Za-z])|(?=\s|$))", text, re.I)
         if not first or (first[1].lower() in "ai" and not first[2] and text[first.end() :].strip()):
             return None
         found, rest = {first[1].lower()}, text[first.end() :]
     others = re.findall(r"(?<![\w'])([B-HJ-Z])(?![\w'])", rest)
-    if len(found | {c.lower() for c in others}) != 1 or _HEDGE.search(rest) or re.search(r"\b(?:and|both|all|none)\b\s*$", rest):
+    more = len(found | {c.lower() for c in others}) != 1 or re.search(r"\b(?:and|both|all|none)\b\s*$", rest)
+    if more or _HEDGE.search(rest):
         return None
     only = found.pop()
     return only if only in letters else None
 
 
 def _last_letter(sentence: str, whole: str, letters: str) -> str | None:
-    """Of a last sentence: a bare choice, or the only one in brackets; a sentence that merely begins with one is none."""
+    """Of a last sentence: a bare choice, or the only one in brackets; one that merely begins a sentence is none."""
     text = plain(whole if len(whole) < 100 and "\n" not in whole else sentence).rstrip(". ")
     bare = re.match(r"(?:(?:option|choice)\s+)?[(\[]?[A-Za-z][)\].:]?(?:\s|$)", text, re.I)
     bracket = re.search(r"[(\[][A-Za-z][)\]]", text)
-    if not bracket and not (bare and (len(text) <= 3 or re.match(r"[(\[]?[A-Za-z][)\].:]\s|(?:option|choice)\s", text, re.I))):
+    marked = re.match(r"[(\[]?[A-Za-z][)\].:]\s|(?:option|choice)\s", text, re.I)
+    if not bracket and not (bare and (len(text) <= 3 or marked)):
         return None
     return None if _NO_CONCLUSION.search(text) or _HEDGE.search(text) else one_letter(text, letters)
 
 
 def normal(text: str) -> str:
-    """A phrase as it is compared: lower case, without outer quotes, punctuation and article, one space between words."""
+    """A phrase as it is compared: lower case, without outer quotes, punctuation and article, words one space apart."""
     text = plain(text).casefold().replace("’", "'").strip(" .,:;!\"'“”‘’()[]")
     return re.sub(r"^(?:the|an?)\s+(?=\S)", "", text)
 

@@ -63,7 +63,7 @@ def test_what_training_keeps_is_what_autograd_saves(fields, length, dtype):
     c = add_lora(model, rank=4).config
     whole, inputs = saved(model, length), saved(model, length, recompute=True)
     adapters = sum(m.A.shape[0] for _, m in lora_modules(model)) * dtype.itemsize  # products that are left out
-    assert 0.96 < kept_bytes(c, dtype, False, length, cpu=True) / (whole - adapters) < 1.01
+    assert 0.95 < kept_bytes(c, dtype, False, length, cpu=True) / (whole - adapters) < 1.01
     if not c.windows:  # then all blocks are alike, and the backward pass holds one of them
         assert 0.85 < kept_bytes(c, dtype, True, length, cpu=True) / (inputs + whole / c.n_layers) < 1.1
     assert kept_bytes(c, dtype, True, length, cpu=True) < kept_bytes(c, dtype, False, length, cpu=True)
@@ -153,10 +153,11 @@ def test_slots_are_chosen_from_what_the_weights_leave(monkeypatch):
 
 
 def test_the_cache_is_counted_whole():
-    model, slots, own, prefix, cap = checkpoints.load_model(SHIPPED), 5, 24, 300, 9000  # so that little else counts
+    model, slots, own, prefix, cap = checkpoints.load_model(SHIPPED), 5, 24, 300, 68
     caches = [KVCache(model.config, *shape, CPU, model.dtype) for shape in ((slots, own + cap), (1, prefix))]
     held = sum(t.nbytes for cache in caches for t in [*cache.keys, *cache.values])
-    assert 1 < parts(StarConfig(slots=slots), Fit(own, prefix), cap)[3] / held < 1.15
+    config, lengths = StarConfig(slots=slots), Fit(own, prefix)
+    assert parts(config, lengths, cap)[3] == held + cost.passing(model, config, lengths, slots, cpu=True)
 
 
 def test_training_is_bounded_by_the_batch(monkeypatch):

@@ -106,7 +106,8 @@ def test_a_filter_knows_names_for_outcomes():
 
 
 def test_a_filter_refuses_unknown_names():
-    refused(lambda: Filter(phase="train"), words=("the phase is 'train'", "generate, rationalize, validate, evaluate, pass at k"))
+    phases = "generate, rationalize, validate, evaluate, pass at k"
+    refused(lambda: Filter(phase="train"), words=("the phase is 'train'", phases))
     refused(lambda: Filter(verdict="good"), words=("the verdict is 'good'", *VERDICTS, "kept", "truncated"))
 
 

@@ -56,8 +56,9 @@ def test_forms_of_a_right_answer(gold, form):
     assert verifier.number(form.format(gold)) == verifier.one_number(gold)
 
 
-@pytest.mark.parametrize("form", ["The answer is not {}.", "It is {} or 3.", "The answer is between {} and 9.", "Step {}.",
-                                  "I do not know; {} is a guess.", "Is the answer {}?", "The answer is {}. No, that is wrong.",
+@pytest.mark.parametrize("form", ["The answer is not {}.", "It is {} or 3.", "The answer is between {} and 9.",
+                                  "Step {}.", "I do not know; {} is a guess.", "Is the answer {}?",
+                                  "The answer is {}. No, that is wrong.",
                                   "If the answer is {}, then we are done.", "{}nd", "{}:30", "half of {}"])
 def test_forms_that_state_nothing(form):
     assert verifier.number(form.format(72)) is None
@@ -82,16 +83,18 @@ def test_phrases(text, value):
 
 def test_any_text_in_no_exception_out():
     rng = random.Random(0)
-    pieces = ["The answer is ", "answer", "\\boxed{", "}", "####", "\n", " ", "7", "-", "/", ".", ",", "(b)", "Q:", "$", "\\frac",
-              "{", "\u00bd", "\u0663", "\x00", "\ud800", "e9", "99999999999999999999", "not ", "or ", "is the answer", "*", "<<", ">>", "%"]
+    pieces = ["The answer is ", "answer", "\\boxed{", "}", "####", "\n", " ", "7", "-", "/", ".", ",", "(b)", "Q:", "$",
+              "\\frac", "{", "\u00bd", "\u0663", "\x00", "\ud800", "e9", "99999999999999999999", "not ", "or ",
+              "is the answer", "*", "<<", ">>", "%"]
     for _ in range(4000):
         text = "".join(rng.choices(pieces, k=rng.randrange(12)))
         for read in READ.values():
             assert isinstance(read(text), str | None)
 
 
-@pytest.mark.parametrize("text", ["The answer is " * 5000, "\\boxed{" * 5000, "1," * 20_000, "(" * 20_000, "is the answer " * 5000,
-                                  "answer to " * 5000, " " * 50_000 + "7", "\n" * 50_000 + "Q:", "I hope " * 10_000, "*" * 30_000])
+@pytest.mark.parametrize("text", ["The answer is " * 5000, "\\boxed{" * 5000, "1," * 20_000, "(" * 20_000,
+                                  "is the answer " * 5000, "answer to " * 5000, " " * 50_000 + "7",
+                                  "\n" * 50_000 + "Q:", "I hope " * 10_000, "*" * 30_000])
 def test_long_texts_take_no_long_time(text):
     """No pattern may go quadratic on what a model repeats until its cap: 50,000 characters would take minutes then."""
     for read in READ.values():
