@@ -89,6 +89,10 @@ def preset(name: str | None, given: dict) -> dict:
     if given.get("learn", "rationales") != "rationales" or given.get("temperature") == 0:
         for key in ("samples", "cap") if given.get("temperature") == 0 else ("samples", "temperature", "cap"):
             settings.pop(key, None)
+    if "samples" in given:
+        settings.pop("cap", None)
+    if given.get("validation") == 0:
+        settings.pop("heldout_when", None), settings.pop("patience", None)
     return settings | given
 
 
@@ -172,6 +176,9 @@ class Plan:
         if config.max_len is not None and config.max_len < need:
             raise ValueError(f"--max-len is {config.max_len}, but the longest prompt and its new tokens need {need}: "
                              "raise --max-len or lower --max-new-tokens")
+        if config.validation >= len(self.task.train):
+            raise ValueError(f"--validation is {config.validation}, but only {len(self.task.train)} training problems "
+                             "fit into the model's context")
         self.notes = list(self.task.notes)
         if skipped:
             self.notes.append(f"{len(skipped)} problems are left out: their prompt and {self.cap} new tokens don't fit "

@@ -59,7 +59,7 @@ class Generation:
     finish: str
     logprob: float  # sum over tokens (nats)
     answer: str | None  # what the task extracted
-    verdict: str  # one of star.loop.VERDICTS
+    verdict: str  # one of star.evaluate.VERDICTS
     steps_right: bool | None  # None: the task cannot check steps
 
     @property

@@ -237,6 +237,7 @@ def test_a_folder_is_found_by_itself(monkeypatch):
         (["--arms", "best"], "'best'"),
         (["--arms"], "--arms"),
         (["--problems", "0"], "--problems is 0"),
+        (["--arms", "with", "--problems", "0"], "--problems is 0"),
         (["--no-such-flag"], "--no-such-flag"),
         (["--samples", "2"], "--samples is 2"),
     ],

@@ -374,8 +374,8 @@ def test_an_example_that_states_its_answer_keeps_its_form(tmp_path, rationale):
 
 
 def test_an_example_that_only_speaks_of_an_answer_is_given_one(tmp_path):
-    task = jsonl(tmp_path, examples=[SHOTS[0] | {"rationale": "The answer is found by adding: 2+2 = 4."}])
-    assert task.prefix == "Q: 2+2?\nA: The answer is found by adding: 2+2 = 4. The answer is 4.\n\n"
+    task = jsonl(tmp_path, examples=[SHOTS[0] | {"rationale": "The answer is found by adding 2 and 2."}])
+    assert task.prefix == "Q: 2+2?\nA: The answer is found by adding 2 and 2. The answer is 4.\n\n"
 
 
 def test_zero_shot_instruction(tmp_path):

@@ -7,7 +7,8 @@
     without     STaR without rationalization      with      STaR
 
 Each arm is a run of train.py in a folder below --out; what is finished is not run again, what was stopped goes on. The
-fine-tuned arms train once, on all problems, for as many steps as STaR's last iteration. All other flags are train.py's.
+fine-tuned arms train once, on the problems of one iteration, for as many steps as STaR's last. All other flags are
+train.py's.
 """
 
 import sys
@@ -34,10 +35,14 @@ def settings(run: str, given: dict) -> dict:
         return given | {"hint": "failure"}
     given = {k: v for k, v in given.items() if k not in HINTED}
     if run == "without":
+        if given.get("cap", 0) > given.get("samples", 1) and given.get("rounds", "last") == "last":
+            given.pop("cap")  # it was meant for the hinted ones
         return given | {"hint": "off"}
     config = StarConfig(**given)
     once = {k: v for k, v in given.items() if k not in SAMPLED} | {"learn": run, "iterations": 1}
-    return once | ({} if config.epochs else {"first_steps": config.steps(config.iterations, 0), "growth": 1.0})
+    if config.epochs:
+        return once
+    return once | {"first_steps": max(1, config.steps(max(1, config.iterations), 0)), "growth": 1.0}
 
 
 def command(given: dict) -> list[str]:
@@ -90,18 +95,22 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{__doc__}\n--arms {' '.join(ARMS)}: those to run [all]")
             return 0
         given, flags = train.read_flags(rest)
-        if flags.resume or flags.check or {"learn", "hint"} & set(given) - set(train.preset(flags.preset, {})):
+        if flags.resume or flags.check or {"--learn", "--hint"} & {flag.partition("=")[0] for flag in rest}:
             raise ValueError("--resume, --check, --learn and --hint are the arms' own: leave them out")
         StarConfig(**given)
         out = flags.out or Path("runs") / f"arms-{given.get('task', 'arithmetic')}"
         runs = [*dict.fromkeys(ARMS[arm][0] for arm in args.arms)]
         extra = ["--show", str(flags.show)]
-        outcome = {}
+        extra += [] if flags.price_per_hour is None else ["--price-per-hour", str(flags.price_per_hour)]
+        outcome, folders = {}, {}
         for run in runs:
             only_base = all(ARMS[arm][1] for arm in args.arms if ARMS[arm][0] == run)
-            chosen = settings(run, given) | ({"iterations": 0, "validation": 0} if only_base else {})
-            outcome[run] = run_one(out / run, chosen, extra)
-        lines = [row(arm, out / ARMS[arm][0], outcome[ARMS[arm][0]]) for arm in args.arms]
+            chosen, folders[run] = settings(run, given), out / run
+            if only_base and not (out / run / "metrics.jsonl").is_file():
+                chosen = {k: v for k, v in chosen.items() if k not in ("validation", "patience", "heldout_when")}
+                chosen, folders[run] = chosen | {"iterations": 0}, out / f"{run}-base"
+            outcome[run] = run_one(folders[run], chosen, extra)
+        lines = [row(arm, folders[ARMS[arm][0]], outcome[ARMS[arm][0]]) for arm in args.arms]
         print("\n| arm | held-out accuracy, % (95 %) | training data used, % | of it rationalized, % |")
         print("|---|---|---|---|")
         print("\n".join(lines))

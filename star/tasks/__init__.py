@@ -104,6 +104,8 @@ def load_task(name: str, **options) -> Task:
     if len(set(ids)) != len(ids):
         twice = Counter(ids).most_common(1)[0][0]
         raise ValueError(f"task {name}: problem {twice!r} stands twice in train and heldout; they must be disjoint")
+    if any(p.group == "mean" for p in [*task.train, *task.heldout]):
+        raise ValueError(f"task {name} has a group named 'mean', as the mean over groups is called: rename it")
     problem = task.train[0]
     if task.hint_mark and (task.hint_mark not in task.hinted(problem) or task.hint_mark in task.question(problem)):
         raise ValueError(f"task {name}: hint_mark {task.hint_mark!r} must stand in hinted prompts and in no question")

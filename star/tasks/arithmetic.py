@@ -116,7 +116,7 @@ class Lettered(Arithmetic):
     def __init__(self, lengths: range, shots: int):
         super().__init__(lengths)
         self.max_new_tokens = 32 * max(lengths) + 16
-        self._examples = {}
+        self._examples, self._texts = {}, {}
         for n in lengths:
             self._examples[f"{n}-digit"] = [p for p in self.train if p.group == f"{n}-digit"][:shots]
         shown = {p.id for examples in self._examples.values() for p in examples}
@@ -132,7 +132,11 @@ class Lettered(Arithmetic):
 
     def shown(self, problem: Problem, hinted: bool = False) -> str:
         """The examples of the problem's own length; of the greatest there is, for a longer one that somebody typed."""
-        return self._text(self._examples.get(problem.group) or list(self._examples.values())[-1], hinted)
+        group = problem.group if problem.group in self._examples else list(self._examples)[-1]
+        key = (group, hinted, self.direct)
+        if key not in self._texts:  # asked for once a problem
+            self._texts[key] = self._text(self._examples[group], hinted)
+        return self._texts[key]
 
     def _text(self, examples: list[Problem], hinted: bool) -> str:
         ask = self.hinted if hinted else self.question
