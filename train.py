@@ -149,7 +149,7 @@ def prepare(config: StarConfig) -> Task:
     if config.learn == "gold" and any(task.gold(p) is None for p in task.train):
         raise ValueError(f"--learn gold needs human rationales, and task {config.task} has none here"
                          + (": name their field by --rationale-field" if config.task == "jsonl" else ""))
-    for flag, given in (("--few-shot-sample base", config.few_shot_sample == "base"),
+    for flag, given in ((f"--few-shot-sample {config.few_shot_sample}", config.few_shot_sample != "always"),
                         ("--few-shot-train on", config.few_shot_train == "on")):
         if given and not task.prefix:
             raise ValueError(f"{flag} is given, but task {config.task} shows no examples here: leave it out")

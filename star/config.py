@@ -63,8 +63,8 @@ class StarConfig:
     hint_top_p: float | None = setting(None, "of rationalization (default: as generation)", low=1e-6, high=1.0)
     wanted: int | None = setting(None, "stop sampling once so many rationales are right (default: try all problems)",
                                  low=1)
-    few_shot_sample: str = setting("always", "sample with the few-shot text always, or only from the base",
-                                   ("always", "base"))
+    few_shot_sample: str = setting("always", "sample with few-shot text always, from the base, or later with hints",
+                                   ("always", "base", "hint"))
     max_new_tokens: int | None = setting(None, "length cap of a rationale (default: the task's)", low=1, high=10**6)
     max_len: int | None = setting(None, "most tokens of prompt and rationale (default: what they need)", low=2)
     dedup: str = setting("on", "train once on equal rationales of a problem", ("on", "off"))

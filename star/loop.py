@@ -268,7 +268,8 @@ class _Rollout:
         yield Phase(n, phase, len(problems) * samples)
         hinted = phase == "rationalize"
         sampled_by = n - 1 if phase in ("generate", "rationalize") else n  # M_0 is the base
-        few_shot = self.config.few_shot_sample == "always" or sampled_by == 0
+        shown = self.config.few_shot_sample  # a model trained on bare questions may know hints from the examples only
+        few_shot = shown == "always" or sampled_by == 0 or (shown == "hint" and hinted)
         done: dict[tuple, Generation] = {}
         behind: dict[str, list[Problem]] = {}  # few-shot text -> problems: those that share it share its cache
         for p in problems:

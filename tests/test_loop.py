@@ -264,13 +264,14 @@ def test_few_shot_text_is_sampled_with_and_shared(setup, monkeypatch, tokenizer)
     assert all(e.tokens[e.n_prompt] == tokenizer.encode("=")[0] for e in examples[0])
 
 
-def test_few_shot_text_can_be_trained_on_and_dropped(setup, monkeypatch, tokenizer):
-    """--few-shot-sample base: only M_0 sees the text, so M_1's evaluation is the first without. --few-shot-train on."""
+@pytest.mark.parametrize(("shown", "behind_hints"), [("base", False), ("hint", True)])
+def test_few_shot_text_can_be_trained_on_and_dropped(setup, monkeypatch, tokenizer, shown, behind_hints):
+    """--few-shot-sample base: only M_0 sees the text, so M_1's evaluation is the first without; hint: all hints do."""
     task = Riddles()
     task.prefix, task.hint_prefix = "1+1\n=2\n", "hint 2\n1+1\n=2\n"
     script = lambda text: ("=" + answer(text) if "hint" in text else "=1", "stop")  # noqa: E731
     examples = trained_on(monkeypatch)
-    sampler, *rest = setup(script, task, few_shot_sample="base", few_shot_train="on", iterations=2)
+    sampler, *rest = setup(script, task, few_shot_sample=shown, few_shot_train="on", iterations=2)
     seen = {}
     for event in star(sampler, *rest):
         if isinstance(event, Phase):
@@ -281,7 +282,7 @@ def test_few_shot_text_can_be_trained_on_and_dropped(setup, monkeypatch, tokeniz
             seen[key] = {text.startswith((task.prefix, task.hint_prefix)) for text in sampler.asked}
     assert seen == {
         (0, "evaluate"): {True}, (1, "generate"): {True}, (1, "rationalize"): {True}, (1, "train"): None,
-        (1, "evaluate"): {False}, (2, "generate"): {False}, (2, "rationalize"): {False}, (2, "train"): None,
+        (1, "evaluate"): {False}, (2, "generate"): {False}, (2, "rationalize"): {behind_hints}, (2, "train"): None,
         (2, "evaluate"): {False}}  # fmt: skip
     prompt = tokenizer.encode(task.prefix)
     assert all(e.tokens[: len(prompt)] == tuple(prompt) and e.n_prompt > len(prompt) for e in examples[0])
