@@ -21,7 +21,9 @@ class Stops:
 
         The first `searched` tokens are known to hold none. With stop "##" and tokens "a" "b#" "#c" "d" it is (1, 3).
         """
-        if not any(s in self.tokenizer.decode(list(ids)) for s in self.strings):
+        reach = 4 * max(map(len, self.strings)) + 1  # tokens that a stop string spans at most: a token may be a byte
+        recent = self.tokenizer.decode(list(ids[max(0, searched - reach) :]))  # as quick in a long row as in a short
+        if not any(s in recent for s in self.strings):
             return None
         for n in range(searched + 1, len(ids) + 1):
             text = self.tokenizer.decode(list(ids[:n]))

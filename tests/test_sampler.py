@@ -15,7 +15,7 @@ from star.finetune import finetune
 from star.lora import add_lora, reset, trainable
 from star.problem import Example
 from star.sampler import Sampler
-from star.text import TextStream
+from star.text import Stops, TextStream
 
 
 @torch.no_grad()
@@ -465,3 +465,23 @@ def test_bad_input_is_refused(options, said):
         Sampler(random_decoder(), 4, 12).generate(options.pop("prompts"), **options)
     with pytest.raises(ValueError, match="slots"):
         Sampler(random_decoder(), slots=0)
+
+
+def test_looking_for_stop_strings_does_not_read_a_row_again_and_again():
+    """A token is a byte here, the longest span that a stop string can have; all cuts of what was searched before."""
+    read = []
+
+    class Bytes:
+        def decode(self, ids):
+            read.append(len(ids))
+            return bytes(ids).decode(errors="replace")
+
+    stops = Stops(Bytes(), ("\u20acnd", "\nQ:"))
+    text = [*("a\u20ac\u00e9" * 40).encode(), *"\u20acnd".encode(), *b"xyz"]
+    end = len(text) - 3
+    for searched in range(end):
+        assert stops.find(text[:end], searched) == (end - 5, end)
+        assert stops.find(text[: end - 1], searched) is None
+    read.clear()
+    assert all(stops.find(text[: n + 1], n) is None for n in range(end - 1))
+    assert max(read) < 20
