@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from conftest import GOLDEN, ROOT, refused
+from conftest import GOLDEN, refused
 
 import checkpoints
 from checkpoints import chat
@@ -147,11 +147,6 @@ def rendered(folder, turns=(ASK,)):
 def test_well_known_templates(tmp_path, name):
     template, turns, expected = CASES[name]
     assert rendered(put(tmp_path, template), turns) == expected
-
-
-def test_the_folder_that_ships():
-    assert rendered(ROOT / "checkpoints" / "smollm2-135m", [SYSTEM, ASK]) == (
-        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n")
 
 
 def test_one_bos_in_all(tmp_path):

@@ -10,6 +10,7 @@ from conftest import ROOT
 import checkpoints
 import sample
 import train
+from checkpoints.chat import load_chat
 from star.finetune import finetune
 from star.lora import add_lora
 from star.problem import Example
@@ -28,6 +29,11 @@ def model():
 @pytest.fixture(scope="module")
 def tokens():
     return checkpoints.load_tokenizer(FOLDER)
+
+
+def test_its_chat_template():
+    assert load_chat(FOLDER).render([("system", "Be brief."), ("user", "2+2?")]) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n")
 
 
 def test_it_is_what_it_should_be(model, tokens):
