@@ -7,8 +7,8 @@
     without     STaR without rationalization      with      STaR
 
 Each arm is a run of train.py in a folder below --out; what is finished is not run again, what was stopped goes on. The
-fine-tuned arms train once, on the problems of one iteration, for as many steps as STaR's last. All other flags are
-train.py's.
+fine-tuned arms train once, on the problems of one iteration, for as many steps as STaR's last. Both shares in the table
+are of the problems drawn. All other flags are train.py's.
 """
 
 import sys
@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
                 chosen, folders[run] = chosen | {"iterations": 0}, out / f"{run}-base"
             outcome[run] = run_one(folders[run], chosen, extra)
         lines = [row(arm, folders[ARMS[arm][0]], outcome[ARMS[arm][0]]) for arm in args.arms]
-        print("\n| arm | held-out accuracy, % (95 %) | training data used, % | of it rationalized, % |")
+        print("\n| arm | held-out accuracy, % (95 %) | problems trained on, % | only with the hint, % |")
         print("|---|---|---|---|")
         print("\n".join(lines))
         return 0
