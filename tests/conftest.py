@@ -1,5 +1,6 @@
 """What several tests need: tiny random decoders, the model that ships, and lines that the summary prints."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,15 @@ ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
 SHIPPED = ROOT / "checkpoints" / "tiny-adder"
 REPORT: list[str] = []
+
+
+@pytest.fixture
+def own_folder(tmp_path, monkeypatch):
+    """Commands write runs/ where they stand: they stand in a folder of their own. Their SIGINT handler is undone."""
+    monkeypatch.chdir(tmp_path)
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def random_decoder(seed: int = 0, dtype: torch.dtype = torch.float64, **fields) -> Decoder:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import signal
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from star.experiments.arms import ARMS, command, settings
 from star.run import append, read_lines
 
 RUNS = ("with", "without", "answers", "gold")
+pytestmark = pytest.mark.usefixtures("own_folder")
 SMALL = ["--model", str(SHIPPED), "--problems", "30", "--iterations", "2", "--first-steps", "4", "--batch-size", "8",
          "--heldout-problems", "12"]  # fmt: skip
 GIVEN = [
@@ -28,14 +28,6 @@ GIVEN = [
     {"epochs": 1.5, "iterations": 3},
     *PRESETS.values(),
 ]
-
-
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    before = signal.getsignal(signal.SIGINT)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

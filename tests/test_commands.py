@@ -25,16 +25,8 @@ from star.run import read_lines
 from star.tasks import load_task
 from star.tasks.arithmetic import Arithmetic, split
 
+pytestmark = pytest.mark.usefixtures("own_folder")
 SMALL = ["--model", str(SHIPPED), "--digits", "1-2", "--problems", "40", "--first-steps", "2", "--iterations", "1"]
-
-
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch):
-    """Commands write runs/ where they stand: let them stand in a folder of their own."""
-    monkeypatch.chdir(tmp_path)
-    before = signal.getsignal(signal.SIGINT)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def one_line(capsys, code, *words):

@@ -3,7 +3,6 @@
 import copy
 import json
 import re
-import signal
 from pathlib import Path
 
 import pytest
@@ -430,14 +429,6 @@ def test_switches_and_what_is_no_setting():
 
 
 # the command
-
-
-@pytest.fixture
-def own_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    before = signal.getsignal(signal.SIGINT)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 SMALL = ["--model", str(SHIPPED), "--digits", "3", "--problems", "40", "--first-steps", "2", "--slots", "32"]
