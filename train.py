@@ -155,8 +155,6 @@ def prepare(config: StarConfig) -> Task:
             raise ValueError(f"{flag} is given, but task {config.task} shows no examples here: leave it out")
     if config.chat and task.prefix and not task.turns():
         raise ValueError(f"--chat: the few-shot text of task {config.task} has no form as a conversation")
-    if config.validation >= len(task.train):
-        raise ValueError(f"--validation is {config.validation}, but there are only {len(task.train)} training problems")
     return task
 
 
@@ -177,8 +175,8 @@ class Plan:
             raise ValueError(f"--max-len is {config.max_len}, but the longest prompt and its new tokens need {need}: "
                              "raise --max-len or lower --max-new-tokens")
         if config.validation >= len(self.task.train):
-            raise ValueError(f"--validation is {config.validation}, but only {len(self.task.train)} training problems "
-                             "fit into the model's context")
+            raise ValueError(f"--validation is {config.validation}, but there are only {len(self.task.train)} training "
+                             f"problems{' that fit into the context of the model' if skipped else ''}")
         self.notes = list(self.task.notes)
         if skipped:
             self.notes.append(f"{len(skipped)} problems are left out: their prompt and {self.cap} new tokens don't fit "
