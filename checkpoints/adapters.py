@@ -8,6 +8,7 @@ alpha by module. What PEFT can do beyond that (DoRA, fully trained modules, embe
 import math
 import re
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -25,9 +26,16 @@ BEYOND = ("use_dora", "modules_to_save", "lora_bias", "fan_in_fan_out", "layer_r
 NEW_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations that change the base's weights
 
 
-def module_name(layout: Layout, part: str) -> str:
-    """The module's path in the reference's model: layers.0.self_attn.q_proj -> model.layers.0.self_attn.q_proj."""
-    return (layout.module_root or layout.roots[0]) + layout.name(part).removeprefix(layout.roots[0])
+def adapters(model: Decoder) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """(part, A (r, in), B (out, r)) of each adapted linear: "layers.0.self_attn.q_proj", ..., as `linear_parts`."""
+    for path, module in lora.lora_modules(model):
+        for part, A, B in module.adapters():
+            yield f"{path.rpartition('.')[0]}.{part}", A, B
+
+
+def _keys(module: str) -> list[str]:
+    """What the file calls A and B of a module."""
+    return [f"{PREFIX}{module}.lora_{letter}.weight" for letter in "AB"]
 
 
 def save_adapter(model: Decoder, path: str | Path) -> None:
@@ -35,20 +43,17 @@ def save_adapter(model: Decoder, path: str | Path) -> None:
 
     Where parts have several ranks, rank_pattern and alpha_pattern say so. ValueError if there are no adapters.
     """
-    modules = list(lora.lora_modules(model))
-    if not modules:
+    scale = next((module.scale for _, module in lora.lora_modules(model)), None)
+    if scale is None:
         raise ValueError("the model has no adapters to save: add_lora first")
     folder, layout = Path(path), model.source.layout
     folder.mkdir(parents=True, exist_ok=True)
     tensors, ranks = {}, {}
-    for module_path, module in modules:
-        for part, A, B in module.adapters():
-            canonical = f"{module_path.rpartition('.')[0]}.{part}"
-            name, order = module_name(layout, canonical), layout.order(canonical)
-            tensors[f"{PREFIX}{name}.lora_A.weight"] = A
-            tensors[f"{PREFIX}{name}.lora_B.weight"] = B if order is None else B[torch.argsort(order)]
-            ranks[name] = A.shape[0]
-    rank, scale = Counter(ranks.values()).most_common(1)[0][0], modules[0][1].scale
+    for part, A, B in adapters(model):
+        name = layout.module_names(part)[0]
+        tensors |= zip(_keys(name), (A, layout.rows_for_file(part, B)), strict=True)
+        ranks[name] = A.shape[0]
+    rank = Counter(ranks.values()).most_common(1)[0][0]
     odd = {name: r for name, r in ranks.items() if r != rank}
     config = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(model.source.path),
@@ -93,12 +98,11 @@ def load_adapter(model: Decoder, path: str | Path) -> None:
     shapes = {name.removesuffix(".weight"): view.shape for name, view in model.tensors()}
     ranks, pairs = {}, {}
     for part in lora.linear_parts(model):
-        name = next((n for n in _spellings(layout, part) if f"{PREFIX}{n}.lora_A.weight" in left
-                     or f"{PREFIX}{n}.lora_B.weight" in left), None)
+        name = next((n for n in layout.module_names(part) if any(key in left for key in _keys(n))), None)
         if name is None:
             continue
         rank, scale = _rank_and_scale(config, name)
-        keys = [f"{PREFIX}{name}.lora_{letter}.weight" for letter in "AB"]
+        keys = _keys(name)
         out, n_in = shapes[part]
         found = [tensors.entries[key].shape if key in tensors else None for key in keys]
         if found != [(rank, n_in), (out, rank)]:
@@ -126,11 +130,10 @@ def _attach(
     lora.remove_lora(model)
     lora.attach(model, ranks, scale)
     with torch.no_grad():
-        for path, module in lora.lora_modules(model):
-            for part, A, B in module.adapters():
-                a, b, own = pairs[f"{path.rpartition('.')[0]}.{part}"]
-                A.copy_(a)
-                B.copy_(b if own == scale else b.to(B.dtype) * (own / scale))
+        for part, A, B in adapters(model):
+            a, b, own = pairs[part]
+            A.copy_(a)
+            B.copy_(b if own == scale else b.to(B.dtype) * (own / scale))
 
 
 def _read_config(folder: Path) -> dict:
@@ -154,12 +157,6 @@ def _read_config(folder: Path) -> dict:
             except re.error as e:
                 raise ValueError(f"{where}, and {key!r} is no regular expression ({e})") from None
     return config
-
-
-def _spellings(layout: Layout, part: str) -> list[str]:
-    """How files may call a module: PEFT says the path in memory, which changed between versions for some families."""
-    tail = layout.name(part).removeprefix(layout.roots[0])
-    return [module_name(layout, part), *(root + tail for root in layout.roots)]
 
 
 def _rank_and_scale(config: dict, name: str) -> tuple[int, float]:

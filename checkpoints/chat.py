@@ -6,6 +6,7 @@ turns are equal texts. Its time and memory are not limited. Turns are not search
 that holds "<|im_end|>" ends there, as in the reference. checkpoints/tokenizer encodes the text.
 """
 
+import contextlib
 import json
 import re
 from collections.abc import Sequence
@@ -15,9 +16,9 @@ from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
-from checkpoints.files import read_json
+from checkpoints.files import read_json_if_there
+from checkpoints.tokenizer import SETTINGS, content
 
-CONFIG = "tokenizer_config.json"
 # The day that templates are told: by the clock, equal runs would differ from one day to the next. Llama 3.1's templates
 # take this one themselves where they are told none.
 TODAY = datetime(2024, 7, 26)
@@ -59,7 +60,10 @@ def load_chat(path: str | Path) -> ChatTemplate:
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}: fetch the model first")
     file, source = _source(folder)
-    return ChatTemplate(file, _compiled(file, source), _tokens(folder / CONFIG))
+    template = _compiled(file, source)
+    tokens = {k: content(v) for k, v in read_json_if_there(folder / SETTINGS).items() if k.endswith("_token")}
+    # a token that is null is undefined, as in the reference; add_bos_token is a switch
+    return ChatTemplate(file, template, {k: v for k, v in tokens.items() if isinstance(v, str)})
 
 
 def _source(folder: Path) -> tuple[Path, str]:
@@ -70,11 +74,11 @@ def _source(folder: Path) -> tuple[Path, str]:
             return file, file.read_text(encoding="utf-8")
         except UnicodeDecodeError as e:
             raise ValueError(f"{file} is not UTF-8 ({e.reason} at byte {e.start}): fetch it again") from None
-    for file in (folder / "chat_template.json", folder / CONFIG):
-        given = read_json(file).get("chat_template") if file.is_file() else None
+    for file in (folder / "chat_template.json", folder / SETTINGS):
+        given = read_json_if_there(file).get("chat_template")
         if given is not None:
             return file, _default(file, given)
-    raise ValueError(f"{folder} has no chat template (neither chat_template.jinja nor chat_template in {CONFIG}): it "
+    raise ValueError(f"{folder} has no chat template (neither chat_template.jinja nor chat_template in {SETTINGS}): it "
                      "is a base model, or its template was not fetched; leave out --chat")
 
 
@@ -92,25 +96,15 @@ def _default(file: Path, given: object) -> str:
     return given
 
 
-def _tokens(file: Path) -> dict[str, str]:
-    """bos_token and whichever others the file names; one that it sets to null is undefined, as in the reference."""
-    settings = read_json(file) if file.is_file() else {}
-    given = {k: v.get("content") if isinstance(v, dict) else v for k, v in settings.items() if k.endswith("_token")}
-    return {k: v for k, v in given.items() if isinstance(v, str)}  # add_bos_token is a switch
-
-
 def _jinja2(file: Path) -> ModuleType:
     """The package. Older ones' sandbox has known ways out."""
-    try:
+    with contextlib.suppress(ImportError):
         import jinja2.ext
         import jinja2.meta
         import jinja2.sandbox
-        recent = [int(n) for n in re.findall(r"\d+", version("jinja2"))[:3]] >= [3, 1, 6]
-    except ImportError:
-        recent = False
-    if not recent:
-        raise ValueError(f"{file}: chat templates need the package jinja2, 3.1.6 or newer: pip install -e '.[models]'")
-    return jinja2
+        if [int(n) for n in re.findall(r"\d+", version("jinja2"))[:3]] >= [3, 1, 6]:
+            return jinja2
+    raise ValueError(f"{file}: chat templates need the package jinja2, 3.1.6 or newer: pip install -e '.[models]'")
 
 
 def _compiled(file: Path, source: str) -> object:
@@ -128,15 +122,14 @@ def _compiled(file: Path, source: str) -> object:
 def _environment(jinja2: ModuleType) -> object:
     """The sandbox, with what the reference gives to templates, less what is random."""
 
-    class Generation(jinja2.ext.Extension):
+    class SaidByAssistant(jinja2.ext.Extension):
         """{% generation %} marks the assistant's words for the reference's losses; here its body is rendered."""
 
         tags = frozenset({"generation"})
 
         def parse(self, parser):
             line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return jinja2.nodes.Scope(body, lineno=line)
+            return jinja2.nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
     class Namespace(jinja2.utils.Namespace):
         """Without the attributes that Python itself looks at, such as __call__, which jinja2's own would take."""
@@ -155,7 +148,7 @@ def _environment(jinja2: ModuleType) -> object:
         raise jinja2.exceptions.TemplateError(str(message))
 
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols])
+        trim_blocks=True, lstrip_blocks=True, extensions=[SaidByAssistant, jinja2.ext.loopcontrols])
     environment.filters["tojson"] = _to_json
     environment.globals |= {"raise_exception": raise_exception, "strftime_now": TODAY.strftime, "namespace": Namespace,
                             "dict": lambda *args, **items: dict(*args, **items)}  # the type's methods change others

@@ -7,7 +7,7 @@ family needs and this file lacks is refused by name, never ignored.
 
 import re
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -39,6 +39,9 @@ class Layout:
             return "language_model." * self.roots[0].startswith("language_model.") + words
         return self.roots[0] + words
 
+    def renamed(self, names: dict[str, str]) -> "Layout":
+        return replace(self, names=self.names | names)
+
     def rooted(self, tensors: Collection[str]) -> "Layout":
         """This layout with the root that these names have."""
         def absent(root: str) -> bool:
@@ -56,160 +59,204 @@ class Layout:
         blocks = torch.tensor(self.heads)[:, None] * self.head_dim
         return (blocks + torch.arange(self.head_dim)).flatten()
 
+    def rows_for_file(self, canonical: str, rows: Tensor) -> Tensor:
+        """The rows of this tensor, or of its adapter's B, in the file's order."""
+        order = self.order(canonical)
+        return rows if order is None else rows[torch.argsort(order)]
 
-@dataclass
-class Draft:
-    """A decoder config and a layout in the making, pre-filled with the Llama baseline."""
+    def module_names(self, part: str) -> list[str]:
+        """A module's possible paths in adapters: layers.0.self_attn.q_proj -> model.layers.0.self_attn.q_proj, ...
 
-    fields: dict[str, Any]
-    names: dict[str, str] = field(default_factory=lambda: dict(LLAMA_NAMES))
-    layout: dict[str, Any] = field(default_factory=dict)  # other fields of Layout
-
-    def __getattr__(self, key: str) -> Any:
-        return self.fields[key]
+        The first is that in the reference's memory, which PEFT writes. It changed between versions for some families.
+        """
+        tail = self.name(part).removeprefix(self.roots[0])
+        return [root + tail for root in (self.module_root, *self.roots) if root]
 
 
-def llama(c: dict, o: Draft) -> None:
+Mapped = tuple[DecoderConfig, Layout]  # what a config.json means, and how the files beside it are laid out
+
+
+def baseline(c: dict) -> Mapped:
+    """What the families have in common, by Llama's keys and names. Each family's function changes what differs."""
+    if c.get("use_bidirectional_attention"):
+        raise ValueError("use_bidirectional_attention is set: this is an encoder for embeddings, not a language model")
+    heads, width = count(c, "num_attention_heads"), count(c, "hidden_size")
+    kv = count(c, "num_key_value_heads", heads)
+    if heads % kv or (width % heads and not c.get("head_dim")):
+        raise ValueError(f"config.json has {heads} heads, {kv} key heads and hidden_size {width}: they do not divide")
+    config = DecoderConfig(
+        vocab=count(c, "vocab_size"), d_model=width, n_layers=count(c, "num_hidden_layers"), n_heads=heads, n_kv=kv,
+        head_dim=count(c, "head_dim", width // heads), d_ff=count(c, "intermediate_size"),
+        act=act(c, "hidden_act", "silu"), norm_eps=c.get("rms_norm_eps", 1e-6),
+        max_pos=c.get("max_position_embeddings", 2048), tied=bool(c.get("tie_word_embeddings", False)),
+        ropes=(read_rope(c, {"rope_theta": c.get("rope_theta"), **rope_keys(c)}),))
+    return config, Layout(LLAMA_NAMES)
+
+
+def llama(c: dict) -> Mapped:
+    config, layout = baseline(c)
     biased = c.get("attention_bias", False)
-    o.fields |= {"bias_qkv": biased, "bias_o": biased, "bias_mlp": c.get("mlp_bias", False)}
+    return replace(config, bias_qkv=biased, bias_o=biased, bias_mlp=c.get("mlp_bias", False)), layout
 
 
-def mistral(c: dict, o: Draft) -> None:
-    o.fields["windows"] = (None if c.get("sliding_window") is None else count(c, "sliding_window"),) * o.n_layers
+def mistral(c: dict) -> Mapped:
+    config, layout = baseline(c)
+    window = None if c.get("sliding_window") is None else count(c, "sliding_window")
+    return replace(config, windows=(window,) * config.n_layers), layout
 
 
-def ministral3(c: dict, o: Draft) -> None:
+def ministral3(c: dict) -> Mapped:
+    config, layout = mistral(c)
     need(c, "rope_parameters" if "rope_scaling" not in c else "rope_scaling")
-    mistral(c, o)
-    args = o.ropes[0].args
+    args = config.ropes[0].args
     if beta := args.get("llama_4_scaling_beta"):
-        o.fields["q_len_scale"] = (beta, args["original_max_position_embeddings"])
+        config = replace(config, q_len_scale=(beta, args["original_max_position_embeddings"]))
+    return config, layout
 
 
-def qwen2(c: dict, o: Draft) -> None:
+def qwen2(c: dict) -> Mapped:
+    config, layout = baseline(c)
     windowed = c.get("use_sliding_window") and c.get("sliding_window") is not None
-    first = c.get("max_window_layers", 28) if windowed else o.n_layers
-    o.fields |= {"bias_qkv": True, "windows": windows(c, o, lambda i: i >= first)}
+    first = c.get("max_window_layers", 28) if windowed else config.n_layers
+    return replace(config, bias_qkv=True, windows=windows(c, config.n_layers, lambda i: i >= first)), layout
 
 
-def qwen3(c: dict, o: Draft) -> None:
-    qwen2(c, o)
+def qwen3(c: dict) -> Mapped:
+    config, layout = qwen2(c)
     biased = c.get("attention_bias", False)
-    o.fields |= {"bias_qkv": biased, "bias_o": biased, "qk_norm": True}
+    return replace(config, bias_qkv=biased, bias_o=biased, qk_norm=True), layout
 
 
-def smollm3(c: dict, o: Draft) -> None:
-    llama(c, o)
-    each = c.get("no_rope_layer_interval", 4)
-    roped = c.get("no_rope_layers") or [(i + 1) % each != 0 for i in range(o.n_layers)]  # 1 = rope, 0 = none
-    o.fields["rope_of"] = tuple(0 if rope else None for rope in roped[: o.n_layers])
-    o.fields["windows"] = windows(c, o, lambda i: bool(c.get("use_sliding_window")) and not roped[i])
+def smollm3(c: dict) -> Mapped:
+    config, layout = llama(c)
+    n, each = config.n_layers, c.get("no_rope_layer_interval", 4)
+    roped = c.get("no_rope_layers") or [(i + 1) % each != 0 for i in range(n)]  # 1 = rope, 0 = none
+    return replace(config, rope_of=tuple(0 if rope else None for rope in roped[:n]),
+                   windows=windows(c, n, lambda i: bool(c.get("use_sliding_window")) and not roped[i])), layout
 
 
-def granite(c: dict, o: Draft) -> None:
-    llama(c, o)
-    o.fields |= {"embed_scale": c.get("embedding_multiplier", 1.0), "residual_scale": c.get("residual_multiplier", 1.0),
-                 "attn_scale": c.get("attention_multiplier", 1.0), "logit_scale": 1 / c.get("logits_scaling", 1.0)}
+def granite(c: dict) -> Mapped:
+    config, layout = llama(c)
+    return replace(
+        config, embed_scale=c.get("embedding_multiplier", 1.0), residual_scale=c.get("residual_multiplier", 1.0),
+        attn_scale=c.get("attention_multiplier", 1.0), logit_scale=1 / c.get("logits_scaling", 1.0)), layout
 
 
-def granite4(c: dict, o: Draft) -> None:
+def granite4(c: dict) -> Mapped:
+    config, layout = granite(c)
     types = set(c.get("layer_types") or c.get("layers_block_type") or {"mamba"})
     experts = c.get("num_local_experts", 8)
     if experts or types - {"attention", "full_attention"}:
         raise ValueError(f"model_type 'granitemoehybrid' with {experts} experts and layers {', '.join(sorted(types))} "
                          "is not supported: only the dense ones, with attention in every layer, are")
-    granite(c, o)
-    o.fields |= {"d_ff": c.get("shared_intermediate_size", 1024), "fused": ("gate_up_proj",), "bias_mlp": False}
-    o.names |= {"mlp": "shared_mlp", "gate_up_proj": "input_linear", "down_proj": "output_linear"}
-    if c.get("position_embedding_type") != "rope":
-        o.fields["ropes"] = ()
+    names = {"mlp": "shared_mlp", "gate_up_proj": "input_linear", "down_proj": "output_linear"}
+    return replace(
+        config, d_ff=c.get("shared_intermediate_size", 1024), fused=("gate_up_proj",), bias_mlp=False,
+        ropes=config.ropes if c.get("position_embedding_type") == "rope" else ()), layout.renamed(names)
 
 
-def gemma(c: dict, o: Draft) -> None:
+def gemma(c: dict) -> Mapped:
+    config, layout = baseline(c)
     biased = c.get("attention_bias", False)
-    o.fields |= {"norm": "rms+1", "act": "gelu_tanh" if o.act in ("silu", "gelu") else o.act,  # "gelu" meant tanh
-                 "embed_scale": o.d_model**0.5, "embed_scale_rounds": True, "bias_qkv": biased, "bias_o": biased}
+    return replace(
+        config, norm="rms+1", act="gelu_tanh" if config.act in ("silu", "gelu") else config.act,  # "gelu" meant tanh
+        embed_scale=config.d_model**0.5, embed_scale_rounds=True, bias_qkv=biased, bias_o=biased), layout
 
 
-def gemma2(c: dict, o: Draft) -> None:
-    gemma(c, o)
-    o.fields |= {"block": "sandwich", "act": act(c, "hidden_activation", "gelu_pytorch_tanh"),
-                 "attn_scale": c.get("query_pre_attn_scalar", 256) ** -0.5,
-                 "attn_cap": c.get("attn_logit_softcapping", 50.0) or 0.0,
-                 "logit_cap": c.get("final_logit_softcapping", 30.0) or 0.0,
-                 "windows": windows(c, o, lambda i: i % 2 == 0)}
-    o.names |= {"attn_out_norm": "post_attention_layernorm", "mlp_norm": "pre_feedforward_layernorm",
-                "mlp_out_norm": "post_feedforward_layernorm"}
+def gemma2(c: dict) -> Mapped:
+    config, layout = gemma(c)
+    names = {"attn_out_norm": "post_attention_layernorm", "mlp_norm": "pre_feedforward_layernorm",
+             "mlp_out_norm": "post_feedforward_layernorm"}
+    return replace(
+        config, block="sandwich", act=act(c, "hidden_activation", "gelu_pytorch_tanh"),
+        attn_scale=c.get("query_pre_attn_scalar", 256) ** -0.5, attn_cap=c.get("attn_logit_softcapping", 50.0) or 0.0,
+        logit_cap=c.get("final_logit_softcapping", 30.0) or 0.0,
+        windows=windows(c, config.n_layers, lambda i: i % 2 == 0)), layout.renamed(names)
 
 
-def gemma3(c: dict, o: Draft) -> None:
-    gemma2({"final_logit_softcapping": None, **c}, o)
-    pattern = windows(c, o, lambda i: (i + 1) % (c.get("sliding_window_pattern") or 6) != 0)
-    full = {"rope_theta": c.get("rope_theta", 1e6), **(c.get("rope_scaling") or {})}
-    local = {"rope_theta": c.get("rope_local_base_freq", 1e4)}
-    given = c.get("rope_parameters") or {}
-    full |= given.get("full_attention") or {k: v for k, v in given.items() if k != "sliding_attention"}
-    local |= given.get("sliding_attention") or {}
-    o.fields |= {"attn_cap": 0.0, "qk_norm": True, "windows": pattern, "ropes": (rope_of(c, full), rope_of(c, local)),
-                 "rope_of": tuple(0 if w is None else 1 for w in pattern)}
-    o.layout |= {"roots": ("model.", "language_model.model.", "model.language_model."),
-                 "ignored": r"\.rotary_emb\.inv_freq$|^(model\.)?(vision_tower|multi_modal_projector)\.",
-                 "module_root": "model.language_model." if "text_config" in c else ""}
+def gemma3(c: dict) -> Mapped:
+    """The text model. Layers with a window have a rope of their own, the second."""
+    given = rope_keys(c)  # of the layers without one, or of each kind under its name
+    full = {"rope_theta": c.get("rope_theta", 1e6), **given, **(given.get("full_attention") or {})}
+    local = {"rope_theta": c.get("rope_local_base_freq", 1e4), **(given.get("sliding_attention") or {})}
+    config, layout = gemma2({"final_logit_softcapping": None, **c, "rope_parameters": full, "rope_scaling": None})
+    each = c.get("sliding_window_pattern") or 6
+    pattern = windows(c, config.n_layers, lambda i: (i + 1) % each != 0)
+    config = replace(config, attn_cap=0.0, qk_norm=True, windows=pattern, ropes=(*config.ropes, read_rope(c, local)),
+                     rope_of=tuple(0 if w is None else 1 for w in pattern))
+    return config, replace(layout, roots=("model.", "language_model.model.", "model.language_model."),
+                           ignored=layout.ignored + r"|^(model\.)?(vision_tower|multi_modal_projector)\.")
 
 
-def falcon(c: dict, o: Draft) -> None:
-    new = c.get("new_decoder_architecture") or c["model_type"] == "RefinedWeb"
-    two_norms = new and c.get("num_ln_in_parallel_attn") in (None, 2)
-    shared = o.n_heads if c.get("num_kv_heads") is None else count(c, "num_kv_heads")
-    kv = shared if new else 1 if c.get("multi_query", True) else o.n_heads  # 7B: one, whatever num_kv_heads says
-    biased = c.get("bias", False)
-    o.fields |= {
-        "norm": "layer", "norm_eps": c.get("layer_norm_epsilon", 1e-5), "act": act(c, "activation", "gelu"),
-        "gated": False, "fused": ("qkv_proj",), "bias_qkv": biased, "bias_o": biased, "bias_mlp": biased, "n_kv": kv,
-        "alibi": bool(c.get("alibi")), "ropes": () if c.get("alibi") else o.ropes,
-        "block": "parallel2" if two_norms else "parallel" if new or c.get("parallel_attn", True) else "pre",
-    }
-    o.names |= {
-        "embed_tokens": "word_embeddings", "layers": "h", "norm": "ln_f", "self_attn": "self_attention",
-        "qkv_proj": "query_key_value", "o_proj": "dense", "up_proj": "dense_h_to_4h", "down_proj": "dense_4h_to_h",
-    } | ({"attn_norm": "ln_attn", "mlp_norm": "ln_mlp"} if two_norms else {})
-    # the file's rows: for each key head its query heads, the key, the value; here: all queries, all keys, all values
-    group = o.n_heads // kv + 2
-    queries = [h // (group - 2) * group + h % (group - 2) for h in range(o.n_heads)]
-    keys = [g * group + group - 2 for g in range(kv)]
-    o.layout |= {"roots": ("transformer.",), "heads": (*queries, *keys, *(k + 1 for k in keys)), "head_dim": o.head_dim}
+def gemma3_with_vision(c: dict) -> Mapped:
+    """Only the text model is read: its keys are nested, but for the one that ties its head."""
+    config, layout = gemma3(c | {k: v for k, v in need(c, "text_config").items() if k != "tie_word_embeddings"})
+    return config, replace(layout, module_root="model.language_model.")
 
 
-def nemotron(c: dict, o: Draft) -> None:
-    llama(c, o)
-    partial = (c.get("rope_parameters") or {}).get("partial_rotary_factor", c.get("partial_rotary_factor", 0.5))
-    o.fields |= {"norm": "layer+1", "norm_eps": c.get("norm_eps", 1e-5), "act": act(c, "hidden_act", "relu2"),
-                 "gated": False, "rot_dim": int(o.head_dim * partial)}
-
-
-FAMILIES: dict[str, Callable[[dict, Draft], None]] = {
-    "llama": llama, "mistral": mistral, "ministral3": ministral3, "qwen2": qwen2, "qwen3": qwen3, "smollm3": smollm3,
-    "granite": granite, "granitemoehybrid": granite4, "gemma": gemma, "gemma2": gemma2, "gemma3_text": gemma3,
-    "gemma3": gemma3, "falcon": falcon, "RefinedWeb": falcon, "RefinedWebModel": falcon, "nemotron": nemotron,
-}
-TIED = {"tie_word_embeddings": True}
-GEMMA2 = TIED | {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "sliding_window": 4096}
-DEFAULTS: dict[str, dict] = {  # what the reference's class takes where a file has no such key
-    "mistral": {"num_key_value_heads": 8, "sliding_window": 4096, "max_position_embeddings": 131_072},
-    "ministral3": {"num_key_value_heads": 8, "head_dim": 128, "rms_norm_eps": 1e-5, "max_position_embeddings": 262_144},
-    "qwen2": {"num_key_value_heads": 32, "sliding_window": 4096, "max_position_embeddings": 32_768},
-    "qwen3": {"num_key_value_heads": 32, "head_dim": 128, "sliding_window": 4096, "max_position_embeddings": 32_768},
-    "smollm3": TIED | {"num_key_value_heads": 4, "rope_theta": 2e6, "max_position_embeddings": 32_768},
-    "gemma": TIED | {"num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 256,
-                     "max_position_embeddings": 8192},
-    "gemma2": GEMMA2 | {"max_position_embeddings": 8192},
-    "gemma3_text": GEMMA2 | {"max_position_embeddings": 131_072, "vocab_size": 262_208, "hidden_size": 2304,
-                             "intermediate_size": 9216, "num_hidden_layers": 26},
-    "nemotron": {"max_position_embeddings": 4096},
-} | dict.fromkeys(("falcon", "RefinedWeb", "RefinedWebModel"), TIED)
-DEFAULTS |= {"gemma3": DEFAULTS["gemma3_text"]}
 FALCON_KEYS = {"n_embed": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads",
                "n_head_kv": "num_kv_heads", "ffn_hidden_size": "intermediate_size"}  # old and own spellings
+FALCON_NAMES = {"embed_tokens": "word_embeddings", "layers": "h", "norm": "ln_f", "self_attn": "self_attention",
+                "qkv_proj": "query_key_value", "o_proj": "dense", "up_proj": "dense_h_to_4h",
+                "down_proj": "dense_4h_to_h"}
+
+
+def falcon(c: dict) -> Mapped:
+    c = c | {FALCON_KEYS[k]: v for k, v in c.items() if k in FALCON_KEYS}
+    c["intermediate_size"] = c.get("intermediate_size") or 4 * count(c, "hidden_size")
+    config, layout = baseline(c)
+    new = c.get("new_decoder_architecture") or c["model_type"] == "RefinedWeb"
+    two_norms = new and c.get("num_ln_in_parallel_attn") in (None, 2)
+    shared = count(c, "num_kv_heads", config.n_heads)
+    kv = shared if new else 1 if c.get("multi_query", True) else config.n_heads  # 7B: one, whatever num_kv_heads says
+    biased = c.get("bias", False)
+    config = replace(
+        config, norm="layer", norm_eps=c.get("layer_norm_epsilon", 1e-5), act=act(c, "activation", "gelu"), gated=False,
+        fused=("qkv_proj",), bias_qkv=biased, bias_o=biased, bias_mlp=biased, n_kv=kv, alibi=bool(c.get("alibi")),
+        ropes=() if c.get("alibi") else config.ropes,
+        block="parallel2" if two_norms else "parallel" if new or c.get("parallel_attn", True) else "pre")
+    # the file's rows: for each key head its query heads, the key, the value; here: all queries, all keys, all values
+    group = config.n_heads // kv + 2
+    queries = [h // (group - 2) * group + h % (group - 2) for h in range(config.n_heads)]
+    keys = [g * group + group - 2 for g in range(kv)]
+    layout = replace(layout, roots=("transformer.",), heads=(*queries, *keys, *(k + 1 for k in keys)),
+                     head_dim=config.head_dim)
+    return config, layout.renamed(FALCON_NAMES | ({"attn_norm": "ln_attn", "mlp_norm": "ln_mlp"} if two_norms else {}))
+
+
+def nemotron(c: dict) -> Mapped:
+    config, layout = llama(c)
+    partial = (c.get("rope_parameters") or {}).get("partial_rotary_factor", c.get("partial_rotary_factor", 0.5))
+    return replace(config, norm="layer+1", norm_eps=c.get("norm_eps", 1e-5), act=act(c, "hidden_act", "relu2"),
+                   gated=False, rot_dim=int(config.head_dim * partial)), layout
+
+
+TIED = {"tie_word_embeddings": True}
+GEMMA2 = TIED | {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "sliding_window": 4096}
+GEMMA3 = GEMMA2 | {"max_position_embeddings": 131_072, "vocab_size": 262_208, "hidden_size": 2304,
+                   "intermediate_size": 9216, "num_hidden_layers": 26}
+# model_type: (its function, what the reference's class takes where a file has no such key)
+FAMILIES: dict[str, tuple[Callable[[dict], Mapped], dict]] = {
+    "llama": (llama, {}),
+    "mistral": (mistral, {"num_key_value_heads": 8, "sliding_window": 4096, "max_position_embeddings": 131_072}),
+    "ministral3": (ministral3, {"num_key_value_heads": 8, "head_dim": 128, "rms_norm_eps": 1e-5,
+                                "max_position_embeddings": 262_144}),
+    "qwen2": (qwen2, {"num_key_value_heads": 32, "sliding_window": 4096, "max_position_embeddings": 32_768}),
+    "qwen3": (qwen3, {"num_key_value_heads": 32, "head_dim": 128, "sliding_window": 4096,
+                      "max_position_embeddings": 32_768}),
+    "smollm3": (smollm3, TIED | {"num_key_value_heads": 4, "rope_theta": 2e6, "max_position_embeddings": 32_768}),
+    "granite": (granite, {}),
+    "granitemoehybrid": (granite4, {}),
+    "gemma": (gemma, TIED | {"num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 256,
+                             "max_position_embeddings": 8192}),
+    "gemma2": (gemma2, GEMMA2 | {"max_position_embeddings": 8192}),
+    "gemma3_text": (gemma3, GEMMA3),
+    "gemma3": (gemma3_with_vision, GEMMA3),
+    "falcon": (falcon, TIED),
+    "RefinedWeb": (falcon, TIED),
+    "RefinedWebModel": (falcon, TIED),
+    "nemotron": (nemotron, {"max_position_embeddings": 4096}),
+}
 
 
 def need(c: dict, key: str) -> Any:
@@ -219,8 +266,9 @@ def need(c: dict, key: str) -> Any:
     return c[key]
 
 
-def count(c: dict, key: str) -> int:
-    value = need(c, key)
+def count(c: dict, key: str, default: int | None = None) -> int:
+    """c[key], a positive whole number; ValueError if it is anything else, or is not there and there is no default."""
+    value = need(c, key) if default is None else default if c.get(key) is None else c[key]
     if type(value) is not int or value < 1:
         raise ValueError(f"config.json has {key!r}: {value!r}; it must be a positive whole number")
     return value
@@ -234,18 +282,26 @@ def act(c: dict, key: str, default: str) -> str:
     return ACTS[name]
 
 
-def windows(c: dict, o: Draft, windowed: Callable[[int], bool]) -> tuple[int | None, ...]:
+def windows(c: dict, n_layers: int, windowed: Callable[[int], bool]) -> tuple[int | None, ...]:
     """The window of each layer: by `layer_types` where the file has it, else by the family's own rule."""
     types: Sequence[str] = c.get("layer_types") or ()
-    if types and len(types) != o.n_layers:
-        raise ValueError(f"config.json has {len(types)} layer_types for {o.n_layers} layers")
+    if types and len(types) != n_layers:
+        raise ValueError(f"config.json has {len(types)} layer_types for {n_layers} layers")
     if odd := set(types) - {"sliding_attention", "full_attention"}:
         raise ValueError(f"config.json has layers of type {', '.join(sorted(odd))}, which are not supported")
-    local = [t == "sliding_attention" for t in types] if types else [windowed(i) for i in range(o.n_layers)]
+    local = [t == "sliding_attention" for t in types] if types else [windowed(i) for i in range(n_layers)]
     return tuple(count(c, "sliding_window") if w else None for w in local)
 
 
-def rope_of(c: dict, given: dict) -> Rope:
+def rope_keys(c: dict) -> dict:
+    """The file's rope dictionary, of either generation; {}: it has none. ValueError if it has two that disagree."""
+    new, old = c.get("rope_parameters") or {}, c.get("rope_scaling") or {}
+    if new and any(new.get("rope_type" if k == "type" else k) != v for k, v in old.items()):
+        raise ValueError("config.json has rope_parameters and a rope_scaling that says otherwise: leave one out")
+    return new or old
+
+
+def read_rope(c: dict, given: dict) -> Rope:
     """A rope dictionary of either generation -> Rope. ValueError on a kind that is not known or lacks a number."""
     args = {k: v for k, v in given.items() if v is not None}
     theta, old = args.pop("rope_theta", 10000.0), args.pop("type", "default")
@@ -280,41 +336,14 @@ def family_of(c: dict) -> str:
     raise ValueError(f"model_type {family!r} is not supported{why}; supported are {', '.join(FAMILIES)}")
 
 
-def decoder_config(raw: dict) -> tuple[DecoderConfig, Layout]:
+def decoder_config(raw: dict) -> Mapped:
     """config.json -> the decoder's config and the files' layout. ValueError on a missing key or unknown family."""
-    family = family_of(raw)
-    c = {"model_type": family, **DEFAULTS.get(family, {})}
-    c |= raw
-    if family == "gemma3":
-        c |= {k: v for k, v in need(raw, "text_config").items() if k != "tie_word_embeddings"}
-    if FAMILIES[family] is falcon:
-        c |= {FALCON_KEYS[k]: v for k, v in raw.items() if k in FALCON_KEYS}
-        c["intermediate_size"] = c.get("intermediate_size") or 4 * count(c, "hidden_size")
-    if c.get("use_bidirectional_attention"):
-        raise ValueError("use_bidirectional_attention is set: this is an encoder for embeddings, not a language model")
-    heads, width = count(c, "num_attention_heads"), count(c, "hidden_size")
-    kv = count(c, "num_key_value_heads") if c.get("num_key_value_heads") is not None else heads
-    if heads % kv or (width % heads and not c.get("head_dim")):
-        raise ValueError(f"config.json has {heads} heads, {kv} key heads and hidden_size {width}: they do not divide")
-    o = Draft({
-        "vocab": count(c, "vocab_size"), "d_model": width, "n_layers": count(c, "num_hidden_layers"),
-        "n_heads": heads, "n_kv": kv,
-        "head_dim": count(c, "head_dim") if c.get("head_dim") is not None else width // heads,
-        "d_ff": count(c, "intermediate_size"),
-        "act": act(c, "hidden_act", "silu"), "norm_eps": c.get("rms_norm_eps", 1e-6),
-        "max_pos": c.get("max_position_embeddings", 2048), "tied": bool(c.get("tie_word_embeddings", False)),
-    })
-    scaling, old = c.get("rope_parameters") or {}, c.get("rope_scaling") or {}
-    if scaling and any(scaling.get("rope_type" if k == "type" else k) != v for k, v in old.items()):
-        raise ValueError("config.json has rope_parameters and a rope_scaling that says otherwise: leave one out")
-    scaling = scaling or old
-    if FAMILIES[family] is not gemma3:  # it has two ropes and sets them itself
-        o.fields["ropes"] = (rope_of(c, {"rope_theta": c.get("rope_theta"), **scaling}),)
-    FAMILIES[family](c, o)
-    for f in fields(DecoderConfig):
-        value = o.fields.get(f.name, f.default)
+    family, defaults = FAMILIES[family_of(raw)]
+    config, layout = family(defaults | raw)
+    for f in fields(config):
+        value = getattr(config, f.name)
         if f.type in (int, float) and type(value) not in (int, f.type):
             raise ValueError(f"config.json makes {f.name} {value!r}; it must be a number")
-        if f.name in ("rope_of", "windows") and len(value) not in (0, o.n_layers):
-            raise ValueError(f"config.json makes {f.name} for {len(value)} layers, but there are {o.n_layers}")
-    return DecoderConfig(**o.fields), Layout(o.names, **o.layout)
+        if f.name in ("rope_of", "windows") and len(value) not in (0, config.n_layers):
+            raise ValueError(f"config.json makes {f.name} for {len(value)} layers, but there are {config.n_layers}")
+    return config, layout

@@ -5,10 +5,12 @@ one chunk a reader. (The safetensors library maps the file, which counts a secon
 ours.)
 """
 
+import contextlib
+import itertools
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 INFINITY = {torch.float64: 0x7FF0 << 48, torch.float32: 0x7F80 << 16, torch.float16: 0x7C00, torch.bfloat16: 0x7F80}
 CHUNK = 2 << 20  # bytes read at a time: small enough that the next look at them finds them in the processor's cache
 MOST_HEADER = 100_000_000  # bytes; the format's own limit
@@ -45,11 +47,25 @@ def read_json(path: Path) -> dict:
     return data
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """All of it or nothing: a reader never sees half a file, whenever the program is stopped."""
+def read_json_if_there(path: Path) -> dict:
+    """As `read_json`; {} if there is no such file."""
+    return read_json(path) if path.is_file() else {}
+
+
+@contextlib.contextmanager
+def _atomically(path: Path) -> Iterator[Path]:
+    """A file to write instead, which is renamed into its place once the disk has it: nobody ever sees half a file."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    _put(temporary, path)
+    yield temporary
+    with open(temporary, "rb") as f:
+        os.fsync(f.fileno())
+    os.replace(temporary, path)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """All of it or nothing, whenever the program is stopped."""
+    with _atomically(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def write_json(path: Path, data: dict) -> None:
@@ -58,17 +74,33 @@ def write_json(path: Path, data: dict) -> None:
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """A safetensors file, atomically."""
-    temporary = path.with_name(path.name + ".tmp")
-    save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, temporary, metadata={"format": "pt"})
-    temporary.chmod(0o644)  # safetensors makes files that only their owner can read
-    _put(temporary, path)
+    with _atomically(path) as temporary:
+        save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, temporary, metadata={"format": "pt"})
+        temporary.chmod(0o644)  # safetensors makes files that only their owner can read
 
 
-def _put(temporary: Path, path: Path) -> None:
-    """Rename a finished file into its place, once the disk has it."""
-    with open(temporary, "rb") as f:
-        os.fsync(f.fileno())
-    os.replace(temporary, path)
+def write_shards(
+    folder: Path, tensors: Iterable[tuple[str, Tensor]], sizes: dict[str, int], most: float = math.inf
+) -> None:
+    """model.safetensors, or files of at most `most` bytes (a larger tensor has one of its own) and their index.
+
+    sizes: the bytes of each of `tensors`, in their order. They come one by one: a shard of them is in memory at a time.
+    """
+    shards, room = [[]], most
+    for name, size in sizes.items():
+        if shards[-1] and size > room:
+            shards.append([])
+            room = most
+        shards[-1].append(name)
+        room -= size
+    names = ["model.safetensors"] if len(shards) == 1 else [
+        f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+    stream = iter(tensors)
+    for name, shard in zip(names, shards, strict=True):
+        write_tensors(folder / name, dict(itertools.islice(stream, len(shard))))
+    if len(shards) > 1:
+        weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+        write_json(folder / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map})
 
 
 @dataclass(frozen=True)

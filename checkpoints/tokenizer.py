@@ -5,6 +5,7 @@ else `tekken.json`. Control pieces of sentencepiece in a text ("<s>") are never 
 them; added tokens are, as in the reference. Chat templates are checkpoints/chat.
 """
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
@@ -13,8 +14,9 @@ from pathlib import Path
 import sentencepiece
 
 from checkpoints.bytelevel import ByteLevelBPE, normalizer
-from checkpoints.files import read_json
+from checkpoints.files import read_json, read_json_if_there
 
+SETTINGS = "tokenizer_config.json"
 # Unicode's white space; str.strip would take the separators U+001C to U+001F too
 SPACES = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 
@@ -134,15 +136,12 @@ class Tokenizer:
         start = len(self._before) if ids[: len(self._before)] == self._before else 0
         end = len(ids) - len(self._after) if self._after and ids[-len(self._after) :] == self._after else len(ids)
         ids = ids[start:end]
-        if self._beyond.isdisjoint(ids):
-            return self._pieces.decode(ids)
-        out, run = [], []
-        for i in [*ids, None]:  # None: the end
-            if i is not None and i not in self._beyond:
-                run.append(i)
-                continue
-            out += [self._pieces.decode(run, first=not out), self._added.texts.get(i, "")]
-            run = []
+        out = []
+        for beyond, run in itertools.groupby(ids, self._beyond.__contains__):
+            if beyond:
+                out += [self._added.texts[i] for i in run]
+            else:
+                out.append(self._pieces.decode(list(run), first=not out))
         return "".join(out)
 
 
@@ -180,19 +179,19 @@ def _from_json(folder: Path, data: dict) -> Tokenizer:
         raise ValueError(f"{folder / 'tokenizer.json'}: {e}") from None
     added = AddedTokens(_fitting(folder, data.get("added_tokens") or []), normalize)
     ids = pieces.vocab | {text: i for i, text in added.texts.items()}
-    settings = _settings(folder)
-    bos, eos = (ids.get(_content(settings.get(f"{end}_token"))) for end in ("bos", "eos"))
+    settings = read_json_if_there(folder / SETTINGS)
+    bos, eos = (ids.get(content(settings.get(f"{end}_token"))) for end in ("bos", "eos"))
     return Tokenizer(pieces, added, before, after, before[0] if before else bos, _eos_ids(folder, eos))
 
 
 def _from_sentencepiece(folder: Path, data: dict) -> Tokenizer:
-    settings, file = _settings(folder), folder / "tokenizer.model"
+    settings, file = read_json_if_there(folder / SETTINGS), folder / "tokenizer.model"
     only_first = (data.get("pre_tokenizer") or {}).get("prepend_scheme") == "first" or settings.get("legacy") is False
     pieces = SentencePiece(file, space_each=not only_first)
     entries = data.get("added_tokens") or [
         {**e, "id": int(i)} for i, e in (settings.get("added_tokens_decoder") or {}).items()]
-    extra = folder / "added_tokens.json"
-    entries = entries or ([{"content": t, "id": i} for t, i in read_json(extra).items()] if extra.is_file() else [])
+    entries = entries or [
+        {"content": t, "id": i} for t, i in read_json_if_there(folder / "added_tokens.json").items()]
     beyond = [e | {"normalized": False} for e in _fitting(folder, entries) if e["id"] >= pieces.size]
     before = [pieces.bos_id] if settings.get("add_bos_token", True) and pieces.bos_id is not None else []
     after = [pieces.eos_id] if settings.get("add_eos_token") and pieces.eos_id is not None else []
@@ -224,20 +223,14 @@ def _template(part: dict | None) -> tuple[list[int], list[int]]:
     raise ValueError(f"the post-processor {kind!r} is not supported")
 
 
-def _settings(folder: Path) -> dict:
-    file = folder / "tokenizer_config.json"
-    return read_json(file) if file.is_file() else {}
-
-
-def _content(token: object) -> object:
+def content(token: object) -> object:
+    """The text of a special token in tokenizer_config.json, which stands there plain or with flags around it."""
     return token.get("content") if isinstance(token, dict) else token
 
 
 def _fitting(folder: Path, entries: list[dict]) -> list[dict]:
     """The added tokens that the model has a row for: Gemma 3 1B's files name one more."""
-    file = folder / "config.json"
-    config = read_json(file) if file.is_file() else {}
-    rows = config.get("vocab_size")
+    rows = read_json_if_there(folder / "config.json").get("vocab_size")
     return [e for e in entries if not isinstance(rows, int) or e["id"] < rows]
 
 
@@ -245,7 +238,6 @@ def _eos_ids(folder: Path, own: int | None) -> tuple[int, ...]:
     """All ids that end a sequence, the tokenizer's own first: config.json or generation_config.json may have more."""
     ids = set()
     for name in ("config.json", "generation_config.json"):
-        if (folder / name).is_file():
-            value = read_json(folder / name).get("eos_token_id")
-            ids |= set(value) if isinstance(value, list) else set() if value is None else {value}
+        value = read_json_if_there(folder / name).get("eos_token_id")
+        ids |= set(value) if isinstance(value, list) else set() if value is None else {value}
     return tuple(([] if own is None else [own]) + sorted(ids - {own}))

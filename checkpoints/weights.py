@@ -4,6 +4,7 @@ Strict: a tensor that is missing, left over or of another shape is an error that
 memory and filled tensor by tensor.
 """
 
+import copy
 import itertools
 import json
 import os
@@ -18,11 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from checkpoints.families import Layout, decoder_config
-from checkpoints.files import INDEX, TensorFile, read_json, tensor_files, write_atomically, write_json, write_tensors
+from checkpoints.files import DTYPES, TensorFile, read_json, tensor_files, write_atomically, write_json, write_shards
 from star import lora
 from star.decoder import Decoder, DecoderConfig
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 COMPANIONS = ("tokenizer", "special_tokens", "added_tokens", "vocab.", "merges.", "tekken", "generation_config",
               "chat_template", "preprocessor_config", "processor_config")  # files that an export takes along
 MOST_SHARD = 5 * 10**9  # bytes
@@ -105,13 +105,23 @@ def fill(model: Decoder, device: str | torch.device) -> Decoder:
 
 def _dtype(folder: Path, raw: dict, given: torch.dtype | str | None) -> torch.dtype | None:
     """What the caller or config.json says; None if neither does."""
-    text = raw.get("text_config") if isinstance(raw.get("text_config"), dict) else {}
-    wanted = given or next((c[k] for c in (raw, text) for k in ("dtype", "torch_dtype") if c.get(k)), None)
+    wanted = given or next((part[key] for part, key in _dtype_keys(raw)), None)
     if wanted is None or isinstance(wanted, torch.dtype):
         return wanted
-    if not isinstance(wanted, str) or wanted not in DTYPES:
-        raise ValueError(f"{folder}: dtype {wanted!r} is not one of {', '.join(DTYPES)}")
-    return DTYPES[wanted]
+    names = {_name(dtype): dtype for dtype in DTYPES.values()}
+    if not isinstance(wanted, str) or wanted not in names:
+        raise ValueError(f"{folder}: dtype {wanted!r} is not one of {', '.join(names)}")
+    return names[wanted]
+
+
+def _dtype_keys(config: dict) -> list[tuple[dict, str]]:
+    """(dictionary, key) of each place where a config.json says its dtype, the one that counts first."""
+    parts = [part for part in (config, config.get("text_config")) if isinstance(part, dict)]
+    return [(part, key) for part in parts for key in ("dtype", "torch_dtype") if part.get(key)]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _dtype_of(files: dict[str, TensorFile], layout: Layout) -> torch.dtype:
@@ -152,16 +162,15 @@ def _check(model: Decoder) -> None:
 def named_tensors(model: Decoder, layout: Layout) -> Iterator[tuple[str, Tensor]]:
     """(the file's name, tensor in the file's order of rows) of all weights, adapters merged in one linear at a time."""
     for canonical, view in model.tensors(lora.merged_weight):
-        order = layout.order(canonical)
-        yield layout.name(canonical), view if order is None else torch.empty_like(view).index_copy_(
-            0, order.to(view.device), view)
+        yield layout.name(canonical), layout.rows_for_file(canonical, view)
 
 
 def save_model(model: Decoder, path: str | Path, config: dict) -> None:
     """Write config.json and model.safetensors under the names `config`'s family uses."""
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / "model.safetensors", dict(named_tensors(model, decoder_config(config)[1])))
+    tensors = dict(named_tensors(model, decoder_config(config)[1]))
+    write_shards(folder, tensors.items(), {name: t.nbytes for name, t in tensors.items()})
     write_json(folder / "config.json", config)
 
 
@@ -177,49 +186,28 @@ def export_merged(model: Decoder, path: str | Path, most_shard: int = MOST_SHARD
     if folder.resolve() == source.path.resolve():
         raise ValueError(f"{folder} is the folder that the model was loaded from: export it to another")
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in (folder / "config.json", folder / INDEX, *folder.glob("model*.safetensors")):
+    for stale in (folder / "config.json", *folder.glob("model*.safetensors"), *folder.glob("model*.index.json")):
         stale.unlink(missing_ok=True)
     views = {source.layout.name(n): view for n, view in model.tensors()}
     others = {n: f for n, f in source.files.items() if n not in views}  # a vision tower, a tied head
     head, embedding = (source.layout.name(n) for n in ("lm_head.weight", "embed_tokens.weight"))
     sizes = {n: v.nbytes for n, v in views.items()} | {
         n: views[embedding].nbytes if n == head else f.entries[n].size for n, f in others.items()}
-    shards = _shards(sizes, most_shard)
-    names = ["model.safetensors"] if len(shards) == 1 else [
-        f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
     stream = itertools.chain(named_tensors(model, source.layout), (
         (n, views[embedding].clone() if n == head else f.read(n)) for n, f in others.items()))
-    for name, shard in zip(names, shards, strict=True):
-        write_tensors(folder / name, dict(itertools.islice(stream, len(shard))))
-    if len(shards) > 1:
-        weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
-        write_json(folder / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map})
+    write_shards(folder, stream, sizes, most_shard)
     for file in source.path.iterdir():
         if file.name.startswith(COMPANIONS) and file.is_file():
             write_atomically(folder / file.name, file.read_bytes())
     write_atomically(folder / "config.json", _exported_config(model))
 
 
-def _shards(sizes: dict[str, int], most: int) -> list[list[str]]:
-    """Names in their order, a new list whenever the bytes would exceed `most`."""
-    shards, room = [[]], most
-    for name, size in sizes.items():
-        if shards[-1] and size > room:
-            shards.append([])
-            room = most
-        shards[-1].append(name)
-        room -= size
-    return shards
-
-
 def _exported_config(model: Decoder) -> bytes:
     """The source's config.json with the dtype and the tying that the model has now; its own bytes if they agree."""
     path, raw = model.source.path / "config.json", model.source.config
-    new, dtype = json.loads(json.dumps(raw)), str(model.dtype).removeprefix("torch.")
-    for part in (new, new.get("text_config")):
-        for key in ("dtype", "torch_dtype"):
-            if isinstance(part, dict) and part.get(key) is not None:
-                part[key] = dtype
+    new = copy.deepcopy(raw)
+    for part, key in _dtype_keys(new):
+        part[key] = _name(model.dtype)
     if decoder_config(raw)[0].tied != model.config.tied:
         new["tie_word_embeddings"] = model.config.tied
     return path.read_bytes() if new == raw else (json.dumps(new, indent=2) + "\n").encode()
@@ -228,4 +216,4 @@ def _exported_config(model: Decoder) -> bytes:
 def describe(model: Decoder) -> str:
     """For people: "llama, 538,880 parameters, float32"."""
     total = sum(t.numel() for _, t in model.tensors())
-    return f"{model.source.config['model_type']}, {total:,} parameters, {str(model.dtype).removeprefix('torch.')}"
+    return f"{model.source.config['model_type']}, {total:,} parameters, {_name(model.dtype)}"
