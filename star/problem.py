@@ -1,9 +1,13 @@
 """The records that travel through the program. Data only: nothing here computes, reads or writes.
 
-Problem -> (prompt ids) -> Completion -> Generation (with a verdict) -> Example -> gradient step.
+Problem -> (prompt ids) -> Completion -> Generation (with a verdict) -> Example -> gradient step. What the loop tells
+whoever watches it are events.
 """
 
 from dataclasses import dataclass
+
+# In the order of an iteration. All but "train" sample; "rationalize" alone sees the answer as a hint.
+PHASES = ("generate", "rationalize", "train", "validate", "evaluate", "pass at k")
 
 
 @dataclass(frozen=True)
@@ -14,15 +18,16 @@ class Problem:
     question: str
     answer: str
     group: str = ""  # class that accuracy is reported by ("3-digit"); "" where there is only one
+    choices: tuple[str, ...] = ()  # texts of the choices, where there are any; the answer is then a letter, "a" first
 
 
 @dataclass(frozen=True)
 class Shot:
-    """One worked example of the few-shot text; its hinted form is derived from it."""
+    """One worked example of the few-shot text. Its hinted form is derived from it: the task asks `problem` either way.
+    """
 
-    question: str
-    rationale: str  # without the sentence that states the answer
-    answer: str
+    problem: Problem
+    rationale: str  # what stands behind the question
 
 
 @dataclass(frozen=True)
@@ -44,13 +49,13 @@ class Completion:
 
 @dataclass(frozen=True)
 class Generation:
-    """A completion as the loop judged it; one line of samples/iter-NNN.jsonl.
+    """A completion as it was judged; one line of samples/iter-NNN.jsonl.
 
     (iteration, phase, problem, sample) is its key: a resumed run makes only the keys that are missing.
     """
 
     iteration: int
-    phase: str  # "generate" | "rationalize" | "evaluate"
+    phase: str  # one of PHASES
     problem: str  # Problem.id
     sample: int
     seed: int
@@ -65,3 +70,43 @@ class Generation:
     @property
     def key(self) -> tuple[int, str, str, int]:
         return self.iteration, self.phase, self.problem, self.sample
+
+    @property
+    def kept(self) -> bool:
+        """Does the filter of Algorithm 1 (lines 5 and 6) let it through to training?"""
+        return self.verdict == "right" and self.phase in ("generate", "rationalize")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Event: a phase begins; `total` problems or optimizer steps lie ahead."""
+
+    iteration: int
+    name: str  # one of PHASES
+    total: int
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Event: one more problem or step of the phase is done; `tokens` were sampled or trained on for it."""
+
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Event: generations just made, whole: what a resumed run may rely on. Those that were given are not repeated."""
+
+    generations: list[Generation]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Event: an iteration is over; the model holds its adapters. Nothing in metrics depends on the machine's speed."""
+
+    iteration: int
+    metrics: dict
+    done: bool = False  # nothing follows
+
+
+Event = Phase | Tick | Chunk | Finished

@@ -1,17 +1,24 @@
 """Tasks that read files: official formats, anybody's own, prompts with and without hints, grading, and bad input."""
 
+import importlib
 import json
 import random
 import re
 import string
+import sys
+import time
+from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from conftest import refused
 
+import star.tasks
 from star.problem import Problem, Shot
-from star.tasks import commonsenseqa, gsm8k, load_task
-from star.tasks.jsonl import Questions, choices, with_choices
+from star.tasks import Option, Task, ask, load_task, task_names, task_options
+from star.tasks.jsonl import EXAMPLES, read_shots
+from star.tasks.questions import Questions
 
 SOLUTIONS = [
     ("Natalia sold 48 clips, and then half as many. How many in all?",
@@ -19,7 +26,7 @@ SOLUTIONS = [
     ("A farm sells 1,000 eggs at $1.5. How many dollars is that?",
      "It is 1,000*1.5=$<<1000*1.5=1500>>1,500\n#### 1,500"),
 ]
-CHOICES = ["bank", "river bank", "mall", "new york", "sofa"]
+CHOICES = ("bank", "river bank", "mall", "new york", "sofa")
 SHOTS = [{"question": "2+2?", "rationale": "2+2 = 4.", "answer": "4"},
          {"question": "3*3?", "rationale": "3*3 = 9", "answer": 9}]
 QA = [{"question": f"What is {i}+1?", "answer": i + 1} for i in range(20)]
@@ -65,13 +72,13 @@ def test_gsm8k(tmp_path):
     task = load_task("gsm8k", data=grade_school(tmp_path))
     assert task.train == [Problem("train-1", SOLUTIONS[0][0], "72"), Problem("train-2", SOLUTIONS[1][0], "1500")]
     assert task.heldout == [Problem("test-1", "How many legs has a cat?", "4")]
-    assert (task.name, task.grade, task.chance, list(task.notes)) == ("gsm8k", "number", 0.0, [])
+    assert (task.name, task.compares, task.chance, list(task.notes)) == ("gsm8k", "as numbers", 0.0, [])
     assert task.gold(task.train[0]) == (" She sold 48/2 = 24 clips then.\nIn all 48+24 = 72 clips. The answer is 72.")
     assert task.gold(task.train[1]) == " It is 1,000*1.5=$1,500. The answer is 1500."
     assert all(task.right(p, task.gold(p)) and not task.leaks(p, task.gold(p)) for p in [*task.train, *task.heldout])
     assert task.question(task.train[0]) == f"Q: {SOLUTIONS[0][0]}\nA:"
     assert task.hinted(task.train[0]) == f"Q: {SOLUTIONS[0][0]} (Answer: 72)\nA:"
-    assert len(task.shots) == gsm8k.SHOTS == 6
+    assert len(task.shots) == 6
     assert len(load_task("gsm8k", data=str(tmp_path), shots=8).shots) == 8
     own = lines(tmp_path / "own.jsonl", [SHOTS[0] | {"question": f"{i} times 2+2?"} for i in range(7)])
     assert len(load_task("gsm8k", data=str(tmp_path), few_shot=str(own)).shots) == 7
@@ -86,7 +93,8 @@ def test_commonsenseqa(tmp_path):
     plain = "Q: Where is it 0?\nAnswer Choices:\n(a) bank\n(b) river bank\n(c) mall\n(d) new york\n(e) sofa\nA:"
     assert task.question(task.train[0]) == plain
     assert task.hinted(task.train[0]) == plain.replace("(b) river bank", "(b) river bank (CORRECT)")
-    assert (task.letters, task.chance, task.gold(task.train[0])) == ("abcde", 0.2, None)
+    assert task.train[0] == Problem("train-1", "Where is it 0?", "b", choices=CHOICES)
+    assert (task.compares, task.chance, task.gold(task.train[0])) == ("as letters of choices", 0.2, None)
     assert task.prefix.count("Q: ") == len(task.shots) == 7
     assert "(CORRECT)" not in task.prefix
     assert task.hint_prefix.replace(" (CORRECT)", "") == task.prefix
@@ -96,7 +104,7 @@ def test_commonsenseqa(tmp_path):
 
 @pytest.mark.parametrize(("name", "write"), [("gsm8k", grade_school), ("commonsenseqa", common_sense)])
 def test_official_files_in_a_subfolder(tmp_path, name, write):
-    refused(lambda: load_task(name), words=("--data names no folder", "train"))
+    refused(lambda: load_task(name), words=(f"task {name} needs --data", "train"))
     refused(lambda: load_task(name, data=str(tmp_path)), words=("holds no train", ".jsonl of"), error=FileNotFoundError)
     write(tmp_path / name)
     assert [p.id for p in load_task(name, data=str(tmp_path)).train] == ["train-1", "train-2"]
@@ -123,62 +131,73 @@ def test_official_files_that_do_not_fit(tmp_path):
     refused(csqa(question={"stem": "Where?"}), words=("line 1 has no field 'question.choices' (there is 'stem')",))
 
 
-@pytest.mark.parametrize("part", [gsm8k, commonsenseqa])
-def test_shipped_examples_arrive_at_their_answers(part):
-    grade = "number" if part is gsm8k else "choice"
-    shots, question = part.EXAMPLES, with_choices("One?", CHOICES)
+def shipped(name):
+    return read_shots(EXAMPLES / f"{name}.jsonl", choices=name == "commonsenseqa")
+
+
+@pytest.mark.parametrize(("name", "grade"), [("gsm8k", "number"), ("commonsenseqa", "choice")])
+def test_shipped_examples_arrive_at_their_answers(name, grade):
+    shots = shipped(name)
     assert 6 <= len(shots) <= 10
-    assert len({s.question for s in shots}) == len(shots)
-    task = Questions([Problem("t", question, "a")], [Problem("h", "Two?", "a")], shots, grade)
-    for (asked, said), (hinted, again), shot in zip(task.turns(), task.turns(hinted=True), shots, strict=True):
-        problem = Problem("x", shot.question, shot.answer)
-        assert (asked, hinted) == (task.said(problem), task.said(problem, hinted=True))
-        assert said == again
+    assert len({s.problem.question for s in shots}) == len(shots)
+    task = Questions([Problem("t", "One?", "a", choices=CHOICES)], [Problem("h", "Two?", "a")], shots, grade)
+    p = task.train[0]
+    for (asked, answer), (hinted, again), shot in zip(task.turns(p), task.turns(p, hinted=True), shots, strict=True):
+        assert (asked, hinted) == (task.turn(shot.problem), task.turn(shot.problem, hinted=True))
+        assert answer == again
         assert hinted != asked
-        assert task.hint_mark not in asked + said
-        assert said.count("The answer is") == 1
-        assert task.right(problem, said)
-        assert not task.leaks(problem, said)
+        assert task.hint_mark not in asked + answer
+        assert answer.count("The answer is") == 1
+        assert task.right(shot.problem, answer)
+        assert not task.leaks(shot.problem, answer)
+
+
+def test_shipped_examples_are_a_few_shot_file(tmp_path):
+    """Whoever wants other examples copies the file and edits it."""
+    for name, write, n in (("gsm8k", grade_school, 8), ("commonsenseqa", common_sense, 7)):
+        data = write(tmp_path / name)
+        theirs = load_task(name, data=data, few_shot=str(EXAMPLES / f"{name}.jsonl"))
+        assert theirs.prefix == load_task(name, data=data, shots=n).prefix
 
 
 def test_arithmetic_of_the_shipped_examples_is_true():
-    for shot in gsm8k.EXAMPLES:
+    for shot in shipped("gsm8k"):
         steps = re.findall(r"([0-9,.]+(?: [-+*/] [0-9,.]+)+) = ([0-9,]+)", shot.rationale)
         assert len(steps) == shot.rationale.count("=") >= 2, shot.rationale
         for left, right in steps:
             left = re.sub(r"[0-9.]+", lambda m: f"Fraction('{m[0]}')", left.replace(",", ""))
             assert eval(left, {"Fraction": Fraction}) == int(right.replace(",", "")), (left, right)
-        assert steps[-1][1].replace(",", "") == shot.answer
+        assert steps[-1][1].replace(",", "") == shot.problem.answer
 
 
 def test_right_choices_of_the_shipped_examples_vary():
-    answers = [s.answer for s in commonsenseqa.EXAMPLES]
-    assert set(answers) == set("abcde")
-    assert all(len(choices(s.question)) == 5 for s in commonsenseqa.EXAMPLES)
+    assert {s.problem.answer for s in shipped("commonsenseqa")} == set("abcde")
+    assert all(len(s.problem.choices) == 5 for s in shipped("commonsenseqa"))
 
 
 # ---- anybody's files
 
 
 @pytest.mark.parametrize(
-    ("answers", "grade", "read"),
+    ("answers", "compares", "read"),
     [
-        ([7, "1,250", "So it is 7.\n#### 8", -0.5, "$3"], "number", ["7", "1250", "8", "-0.5", "3"]),
-        (["yes", "no", "Yes.", "no", "yes"], "text", ["yes", "no", "Yes.", "no", "yes"]),
-        (["Rome", "a  b\nc", "4", "x #### y", "no"], "text", ["Rome", "a b c", "4", "y", "no"]),
+        ([7, "1,250", "So it is 7.\n#### 8", -0.5, "$3"], "as numbers", ["7", "1250", "8", "-0.5", "3"]),
+        (["yes", "no", "Yes.", "no", "yes"], "as words", ["yes", "no", "Yes.", "no", "yes"]),
+        (["Rome", "a  b\nc", "4", "x #### y", "no"], "as words", ["Rome", "a b c", "4", "y", "no"]),
     ],
 )
-def test_the_grade_is_found_from_the_answers(tmp_path, answers, grade, read):
+def test_the_grade_is_found_from_the_answers(tmp_path, answers, compares, read):
     task = jsonl(tmp_path, [{"question": f"Why {i}?", "answer": a} for i, a in enumerate(answers)])
-    assert (task.grade, [p.answer for p in problems(task)]) == (grade, read)
+    assert (task.compares, [p.answer for p in problems(task)]) == (compares, read)
     assert list(task.notes) == []
     words = jsonl(tmp_path, QA, grade="text")
-    assert (words.grade, list(words.notes)) == ("text", [])
+    assert (words.compares, list(words.notes)) == ("as words", [])
 
 
 def test_a_few_answers_that_are_no_numbers_are_told(tmp_path):
     task = jsonl(tmp_path, [*QA, {"question": "And then?", "answer": "n/a"}])
-    assert (task.grade, task.notes) == ("text", ["1 with an answer that is no number, so words are compared: toy-21"])
+    assert task.compares == "as words"
+    assert task.notes == ["1 with an answer that is no number, so words are compared: toy-21"]
     refused(lambda: jsonl(tmp_path, [*QA, {"question": "And then?", "answer": "n/a"}], grade="number"),
             words=("toy.jsonl, line 21: the answer 'n/a' is not one number", "--grade text"))
 
@@ -191,8 +210,7 @@ def test_answers_that_no_rationale_could_state_are_told(tmp_path):
 def test_fields_of_other_names(tmp_path):
     records = [{"Body": f"Ann has {i} pens", "Question": {"text": "How many?"}, "A": f"{i}.0", "Type": t, "why": "x"}
                for i, t in enumerate(["plus", "minus", 3])]
-    task = jsonl(tmp_path, records, question_field="Body,Question.text", answer_field="A", group_field="Type",
-                 rationale_field="why")
+    task = jsonl(tmp_path, records, fields="question=Body+Question.text,answer=A,group=Type,rationale=why")
     assert problems(task) == [Problem(f"toy-{i + 1}", f"Ann has {i} pens. How many?", str(i), t)
                               for i, t in enumerate(["plus", "minus", "3"])]
     assert {task.gold(p) for p in problems(task)} == {f" x. The answer is {i}." for i in range(3)}
@@ -223,16 +241,17 @@ def test_fields_of_other_names(tmp_path):
 )
 def test_choices(tmp_path, listed, answer, letter):
     records = [{"q": f"Which {i}?", "c": {"is": listed}, "a": answer} for i in range(2)]
-    task = jsonl(tmp_path, records, question_field="q", answer_field="a", choices_field="c.is")
+    task = jsonl(tmp_path, records, fields="question=q,answer=a,choices=c.is")
     texts = [str(c["text"]) if isinstance(c, dict) else str(c).strip() for c in listed] if isinstance(listed, list) \
         else listed["text"]
-    assert (task.grade, task.letters, task.chance) == ("choice", "abcd"[: len(texts)], 1 / len(texts))
+    assert (task.compares, task.chance) == ("as letters of choices", 1 / len(texts))
     for p in problems(task):
         assert p.answer == letter
-        assert list(choices(p.question).values()) == [" ".join(t.split()) for t in texts]
+        assert p.choices == tuple(" ".join(t.split()) for t in texts)
         assert task.right(p, f"It fits. The answer is ({letter}).")
+        right = p.choices["abcd".index(letter)]
         marked = [line for line in task.hinted(p).split("\n") if "(CORRECT)" in line]
-        assert marked == [f"({letter}) {choices(p.question)[letter]} (CORRECT)"]
+        assert marked == [f"({letter}) {right} (CORRECT)"]
 
 
 @pytest.mark.parametrize(
@@ -244,7 +263,7 @@ def test_choices(tmp_path, listed, answer, letter):
 )
 def test_what_is_no_list_of_choices(tmp_path, listed):
     records = [{"question": f"{i}?", "c": c, "answer": "x"} for i, c in enumerate([["x", "y"], listed])]
-    refused(lambda: jsonl(tmp_path, records, choices_field="c"),
+    refused(lambda: jsonl(tmp_path, records, fields="choices=c"),
             words=("toy.jsonl, line 2: field 'c' is", "a list of 2 to 26 choices", "{label, text}"))
 
 
@@ -265,13 +284,13 @@ def test_what_is_no_list_of_choices(tmp_path, listed):
 def test_answers_that_name_no_choice(tmp_path, listed, answer, words):
     records = [{"question": "Which?", "c": ["x", "y"], "answer": "x"}]
     records += [{"question": "What?", "c": listed, "answer": answer}]
-    refused(lambda: jsonl(tmp_path, records, choices_field="c"), words=("toy.jsonl, line 2", words))
+    refused(lambda: jsonl(tmp_path, records, fields="choices=c"), words=("toy.jsonl, line 2", words))
 
 
 def test_a_stem_with_lines_of_its_own_is_not_marked(tmp_path):
     stem = "Which sentence is right?\n(a) this line is no choice\n(b) nor is this"
     records = [{"question": f"{i} {stem}", "c": ["x", "y"], "answer": "y"} for i in "12"]
-    task = jsonl(tmp_path, records, choices_field="c")
+    task = jsonl(tmp_path, records, fields="choices=c")
     assert task.hinted(task.train[0]).count("(CORRECT)") == 1
     assert "\n(b) y (CORRECT)\n" in task.hinted(task.train[0])
 
@@ -319,21 +338,21 @@ def test_human_rationales(tmp_path):
                "The answer is 2 * 3 = 6."]
     records = [{"question": f"1+{i}?", "answer": i + 1, "why": why} for i, why in enumerate(written, 1)]
     held = lines(tmp_path / "held.jsonl", [{"question": "2+2?", "answer": 4, "why": "Twice 2."}])
-    task = jsonl(tmp_path, records, rationale_field="why", heldout=str(held))
+    task = jsonl(tmp_path, records, fields="rationale=why", heldout=str(held))
     assert [task.gold(p) for p in task.train] == [
         " One and one make 2. The answer is 2.", " Count: 1, 2, 3! The answer is 3.", " It is 4. The answer is 4.",
         " Add them. The answer is 5.", " The answer is 2 * 3 = 6. The answer is 6."]
     assert [task.gold(p) for p in task.heldout] == [" Twice 2. The answer is 4."]
     assert all(task.right(p, task.gold(p)) for p in task.train)
     assert jsonl(tmp_path, records).gold(task.train[0]) is None
-    refused(lambda: jsonl(tmp_path, [*records, {"question": "0?", "answer": 0}], rationale_field="why"),
-            words=("toy.jsonl, line 6 has no field 'why'", "--rationale-field"))
+    refused(lambda: jsonl(tmp_path, [*records, {"question": "0?", "answer": 0}], fields="rationale=why"),
+            words=("toy.jsonl, line 6 has no field 'why'", "--fields rationale=..."))
 
 
 def test_repeats_and_groups(tmp_path):
     records = [{"question": q, "answer": 1, "kind": k} for q, k in (("One?", "x"), ("one ?", "y"), ("Two?", "x"))]
     held = lines(tmp_path / "held.jsonl", [{"question": "TWO?", "answer": 1, "kind": "z"}])
-    task = jsonl(tmp_path, records, heldout=str(held), group_field="kind")
+    task = jsonl(tmp_path, records, heldout=str(held), fields="group=kind")
     assert [(p.id, p.group) for p in [*task.train, *task.heldout]] == [("toy-1", "x"), ("held-1", "z")]
     assert task.notes == ["1 left out of training (held out): toy-3", "1 left out of training (repeats another): toy-2"]
 
@@ -345,7 +364,7 @@ def test_chance(tmp_path):
     assert jsonl(tmp_path).chance == 0  # of numbers
     two = [{"question": f"{i}?", "answer": "x", "c": c} for i, c in enumerate([["x", "y"], ["x", "y", "z", "w"]])]
     held = str(lines(tmp_path / "held.jsonl", [r | {"question": "h" + r["question"]} for r in two]))
-    assert jsonl(tmp_path, two, heldout=held, choices_field="c").chance == 0.375
+    assert jsonl(tmp_path, two, heldout=held, fields="choices=c").chance == 0.375
 
 
 # ---- prompts
@@ -357,7 +376,7 @@ def test_few_shot_text(tmp_path):
     assert task.hint_prefix == task.prefix.replace("2?", "2? (Answer: 4)").replace("3?", "3? (Answer: 9)")
     p = problems(task)[0]
     assert (task.question(p), task.hinted(p)) == ("Q: What is 0+1?\nA:", "Q: What is 0+1? (Answer: 1)\nA:")
-    assert (task.shown(p), task.shown(p, hinted=True)) == (task.prefix, task.hint_prefix)
+    assert (task.few_shot(p), task.few_shot(p, hinted=True)) == (task.prefix, task.hint_prefix)
     assert task.hint_mark in task.hinted(p)
     assert task.hint_mark not in task.prefix + task.question(p)
     assert any(("Q: " + s["question"]).startswith(end.strip()) for end in task.stop for s in SHOTS)
@@ -383,32 +402,31 @@ def test_zero_shot_instruction(tmp_path):
     p = problems(task)[0]
     how = "\nReason step by step, and end with: The answer is (...), the number.\nA:"
     assert task.prefix == task.hint_prefix == ""
-    assert task.turns() == []
+    assert task.turns(p) == []
     assert task.question(p) == f"Q: What is 0+1?{how}"
     assert task.hinted(p) == f"Q: What is 0+1? (Answer: 1){how}"
     assert task.answers_only().question(p) == "Q: What is 0+1?\nGive the number alone: The answer is (...).\nA:"
     records = [{"question": f"{i}?", "c": ["x", "y"], "answer": "x"} for i in "12"]
-    chosen = jsonl(tmp_path, records, choices_field="c")
+    chosen = jsonl(tmp_path, records, fields="choices=c")
     how = how.replace("the number", "the letter in brackets")
     assert chosen.hinted(chosen.train[0])[5:] == f"\nAnswer Choices:\n(a) x (CORRECT)\n(b) y{how}"
 
 
 def test_conversation(tmp_path):
     task = jsonl(tmp_path, examples=SHOTS)
-    said = ["2+2 = 4. The answer is 4.", "3*3 = 9. The answer is 9."]
-    assert task.turns() == list(zip(["2+2?", "3*3?"], said, strict=True))
-    assert task.turns(hinted=True) == list(zip(["2+2? (Answer: 4)", "3*3? (Answer: 9)"], said, strict=True))
-    p = problems(task)[0]
-    assert (task.said(p), task.said(p, hinted=True)) == ("What is 0+1?", "What is 0+1? (Answer: 1)")
-    assert jsonl(tmp_path).said(p).endswith("end with: The answer is (...), the number.")
+    p, answers = problems(task)[0], ["2+2 = 4. The answer is 4.", "3*3 = 9. The answer is 9."]
+    assert task.turns(p) == list(zip(["2+2?", "3*3?"], answers, strict=True))
+    assert task.turns(p, hinted=True) == list(zip(["2+2? (Answer: 4)", "3*3? (Answer: 9)"], answers, strict=True))
+    assert (task.turn(p), task.turn(p, hinted=True)) == ("What is 0+1?", "What is 0+1? (Answer: 1)")
+    assert jsonl(tmp_path).turn(p).endswith("end with: The answer is (...), the number.")
 
 
 def test_answers_only(tmp_path):
-    task = jsonl(tmp_path, examples=SHOTS, rationale_field="question")
+    task = jsonl(tmp_path, examples=SHOTS, fields="rationale=question")
     direct = task.answers_only()
     assert direct.prefix == "Q: 2+2?\nA: The answer is 4.\n\nQ: 3*3?\nA: The answer is 9.\n\n"
-    assert [said for _, said in direct.turns()] == ["The answer is 4.", "The answer is 9."]
     p = problems(task)[0]
+    assert [answer for _, answer in direct.turns(p)] == ["The answer is 4.", "The answer is 9."]
     assert direct.gold(p) == " The answer is 1."
     assert direct.right(p, direct.gold(p))
     assert "2+2 = 4" in task.prefix  # the task itself is as it was
@@ -441,7 +459,7 @@ def test_right(tmp_path):
 
 
 def test_a_letter_with_the_words_of_another_choice_is_wrong():
-    places = Problem("x", with_choices("Where?", ["park", "Park bench", "bank", "bank"]), "b")
+    places = Problem("x", "Where?", "b", choices=("park", "Park bench", "bank", "bank"))
     task = Questions([places], [Problem("h", "Two?", "a")], [], "choice")
     for text in ("The answer is (b).", "The answer is (b) park bench.", "(b) PARK BENCH is best. The answer is b.",
                  "Not the (a) park. The answer is (b).", "The answer is (b), benches are for that.",
@@ -450,20 +468,20 @@ def test_a_letter_with_the_words_of_another_choice_is_wrong():
     for text in ("The answer is (b) park.", "The answer is (b) bank.", "The best is b. bank. The answer is (b)."):
         assert task.extract(text) == "b"
         assert not task.right(places, text), text
-    first, third = (Problem("x", places.question, c) for c in "ac")
+    first, third = (replace(places, answer=c) for c in "ac")
     assert task.right(first, "The answer is (a) park.")
     assert not task.right(first, "The answer is (a) park bench.")
     assert task.right(third, "The answer is (c) bank.")  # the fourth is called so too
     assert not task.right(Problem("x", "No choices?", ""), "The answer is (b).")
     assert task.right(Problem("x", "No choices?", "b"), "The answer is (b) park.")
-    assert task.right(Problem("x", with_choices("Two?", ["park", "bank"]), "d"), "The answer is (d) park.")
+    assert task.right(Problem("x", "Two?", "d", choices=("park", "bank")), "The answer is (d) park.")
 
 
 @pytest.mark.parametrize("letter", "abcdefghijklmnopqrstuvwxyz")
 def test_every_letter_can_be_stated(letter):
-    p = Problem("x", with_choices("Which?", [f"thing {i}" for i in range(26)]), letter)
+    p = Problem("x", "Which?", letter, choices=tuple(f"thing {i}" for i in range(26)))
     task = Questions([p], [Problem("h", "Two?", "a")], [], "choice")
-    assert task.right(p, task._closed("It fits.", letter))
+    assert task.right(p, "It fits." + task.ending(letter))
     assert f"({letter}) thing {ord(letter) - 97} (CORRECT)\n" in task.hinted(p)
 
 
@@ -481,7 +499,7 @@ def test_leaks(tmp_path, text):
 
 
 def test_leaks_of_choices_and_words(tmp_path):
-    p = Problem("x", with_choices("Where?", CHOICES), "b")
+    p = Problem("x", "Where?", "b", choices=CHOICES)
     task = Questions([p], [Problem("h", "Two?", "a")], [], "choice")
     for text in ("Rivers have banks. See (b) river bank (CORRECT). The answer is (b).", "(b)", "The answer is (b)."):
         assert task.leaks(p, text)
@@ -493,7 +511,7 @@ def test_leaks_of_choices_and_words(tmp_path):
 
 @pytest.mark.parametrize("grade", ["number", "choice", "text"])
 def test_grading_is_total(grade):
-    rng, p = random.Random(2), Problem("x", with_choices("Which?", CHOICES), "b")
+    rng, p = random.Random(2), Problem("x", "Which?", "b", choices=CHOICES)
     task = Questions([p], [Problem("h", "Two?", "a")], [], grade)
     pieces = [*string.printable, *"½²٣–×°√’“\u2028\x00\ud800é\ufeff", "The answer is ", "#### ", "\\boxed{", "(b)",
               "\\frac{1}{", "1e999", "9" * 80, "1/0", "-", "answer", "not ", "<<1=", ">>", "\nQ:", "is the answer",
@@ -513,8 +531,8 @@ def test_grading_is_total(grade):
     ("shot", "words"),
     [
         ({"rationale": "The answer is 5."}, ["'2+2?'", "The answer is 5.", "does not arrive at its answer '4'"]),
-        ({"rationale": "So it is 5.\n#### 5"}, ["does not arrive at its answer '4' as a number"]),
-        ({"answer": "four"}, ["does not arrive at its answer 'four' as a number", "correct one of them"]),
+        ({"rationale": "So it is 5.\n#### 5"}, ["does not arrive at its answer '4', compared as numbers"]),
+        ({"answer": "four"}, ["does not arrive at its answer 'four'", "correct one of them"]),
         ({"answer": "4 or 5"}, ["does not arrive at its answer"]),
         ({"answer": None}, ["shots.jsonl, line 2: field 'answer' is null"]),
         ({"rationale": ""}, ["shots.jsonl, line 2: field 'rationale' is"]),
@@ -528,15 +546,24 @@ def test_bad_examples(tmp_path, shot, words):
 
 def test_examples_of_a_choice_need_their_choices(tmp_path):
     data, shots = common_sense(tmp_path), tmp_path / "s.jsonl"
-    good = {"question": with_choices("Which is it?", CHOICES), "rationale": "It fits.", "answer": "C"}
-    task = load_task("commonsenseqa", data=data, few_shot=str(lines(shots, [good])))
-    assert task.prefix == f"Q: {good['question']}\nA: It fits. The answer is (c).\n\n"
-    assert task.hint_prefix.count("(CORRECT)") == 1
-    lines(shots, [good, good | {"question": "Which is it?"}])
-    refused(lambda: load_task("commonsenseqa", data=data, few_shot=str(shots)),
-            words=("few-shot example 2 ('Which is it?') has no line '(c) ...'", "Answer Choices:"))
-    lines(shots, [good | {"answer": "mall"}])
-    refused(lambda: load_task("commonsenseqa", data=data, few_shot=str(shots)), words=("answer 'mall' as a choice",))
+    good = {"question": "Which is it?", "choices": CHOICES, "rationale": "It fits.", "answer": "C"}
+    listed = "Answer Choices:\n(a) bank\n(b) river bank\n(c) mall\n(d) new york\n(e) sofa"
+    for answer in ("C", "c", "mall", 2):
+        task = load_task("commonsenseqa", data=data, few_shot=str(lines(shots, [good | {"answer": answer}])))
+        assert task.prefix == f"Q: Which is it?\n{listed}\nA: It fits. The answer is (c).\n\n"
+        assert task.hint_prefix == task.prefix.replace("(c) mall", "(c) mall (CORRECT)")
+    for bad, words in (({k: v for k, v in good.items() if k != "choices"}, "no field 'choices'"),
+                       (good | {"answer": "shop"}, "'shop' is neither a label"),
+                       (good | {"choices": ["mall"]}, "a list of 2 to 26 choices")):
+        lines(shots, [good, bad])
+        refused(lambda: load_task("commonsenseqa", data=data, few_shot=str(shots)), words=("s.jsonl, line 2", words))
+    for name in ("question", "rationale", "answer"):
+        lines(shots, [{k: v for k, v in good.items() if k != name}])
+        refused(lambda: load_task("commonsenseqa", data=data, few_shot=str(shots)), words=(
+            f"line 1 has no field '{name}'", "a few-shot example has question, rationale and answer, and choices"))
+    place = Problem("x", "Where?", "b")
+    refused(lambda: Questions([replace(place, choices=CHOICES)], [], [Shot(place, "There.")], "choice"), words=(
+        "few-shot example 1 ('Where?') has no choice (b) to mark as right",))
 
 
 def test_examples_in_training_are_left_out(tmp_path):
@@ -548,16 +575,23 @@ def test_examples_in_training_are_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("records", "options", "words"),
     [
-        ([{"q": "1?", "a": 1}], {}, ["no field 'answer' (there is 'q', 'a')", "--answer-field"]),
-        ([{"q": 1, "answer": 1}], {}, ["line 1 has no field 'question' (there is 'q', 'answer')", "--question-field"]),
+        ([{"q": "1?", "a": 1}], {}, ["no field 'answer' (there is 'q', 'a')", "--fields answer=..."]),
+        ([{"q": 1, "answer": 1}], {}, ["no field 'question' (there is 'q', 'answer')", "--fields question=..."]),
         ([*QA, {"question": "?", "answer": ""}], {}, ["toy.jsonl, line 21: field 'answer' is"]),
         ([*QA, {"question": "", "answer": 1}], {}, ["toy.jsonl, line 21: field 'question' is"]),
         ([*QA, {"question": "?", "answer": "1 ####"}], {"grade": "number"}, ["line 21: the answer", "not one number"]),
         ([*QA, {"question": "?", "answer": "..."}], {}, ["toy.jsonl, line 21: the answer '...' has no words"]),
-        (QA, {"group_field": "kind"}, ["line 1 has no field 'kind'", "--group-field"]),
-        (QA, {"choices_field": "c"}, ["line 1 has no field 'c'", "--choices-field"]),
-        (QA, {"grade": "choice"}, ["--grade choice and --choices-field belong together"]),
-        (QA, {"grade": "number", "choices_field": "c"}, ["--grade choice and --choices-field belong together"]),
+        (QA, {"fields": "group=kind"}, ["line 1 has no field 'kind'", "--fields group=..."]),
+        (QA, {"fields": "choices=c"}, ["line 1 has no field 'c'", "--fields choices=..."]),
+        (QA, {"grade": "choice"}, ["--grade choice and --fields choices=... belong together"]),
+        (QA, {"grade": "number", "fields": "choices=c"}, ["--grade choice and --fields choices=... belong together"]),
+        (QA, {"fields": "qestion=q"}, ["--fields has 'qestion=q'", "question, answer, choices, rationale, group"]),
+        (QA, {"fields": "question"}, ["--fields has 'question', which names no field: write question=NAME"]),
+        (QA, {"fields": "answer=,question=q"}, ["--fields has 'answer=', which names no field"]),
+        (QA, {"fields": "question=a+"}, ["--fields has 'question=a+', which names no field"]),
+        (QA, {"fields": "answer=a, answer=b"}, ["--fields has answer twice", "answer=a+b"]),
+        (QA, {"fields": "answer"}, ["--fields has 'answer'"]),
+        (QA, {"heldout_share": 1.0}, ["--heldout-share is 1.0", "1e-6 to 0.9"]),
         (QA, {"grade": "words"}, ["--grade is 'words'", "number, choice, text"]),
         (QA[:1], {}, ["task jsonl has 0 training and 1 held-out problems"]),
         (QA, {"heldout": "x.jsonl", "heldout_share": 0.5}, ["--heldout ", "--heldout-share", "leave one"]),
@@ -577,7 +611,7 @@ def test_files_that_are_not_there(tmp_path):
         refused(lambda o=options: load_task("jsonl", **o), words=("no.jsonl is not there",), error=FileNotFoundError)
     folder = str(tmp_path)
     refused(lambda: load_task("jsonl", data=folder, zero_shot=True), words=("a folder",), error=FileNotFoundError)
-    refused(lambda: load_task("jsonl", zero_shot=True), words=("--data names no file",))
+    refused(lambda: load_task("jsonl", zero_shot=True), words=("task jsonl needs --data (a .jsonl or .json file",))
     refused(lambda: load_task("jsonl", data=data), words=("--few-shot", "--zero-shot"))
     refused(lambda: load_task("gsm8k", data=data, grade="text"), words=("task gsm8k has no setting --grade",))
 
@@ -588,8 +622,180 @@ def test_more_examples_than_there_are(tmp_path, n):
 
 
 def test_a_task_of_one_s_own_may_use_the_class():
-    shot = Shot("1+1?", "1+1 = 2", "2")
+    shot = Shot(Problem("s", "1+1?", "2"), "1+1 = 2")
     task = Questions([Problem("t", "2+2?", "4")], [Problem("h", "3+3?", "6")], [shot], "number", {"t": "Twice 2 is 4"})
     assert task.gold(task.train[0]) == " Twice 2 is 4. The answer is 4."
     assert task.gold(task.heldout[0]) is None
     assert Questions([], [], [], "text").chance == Questions([], [], [], "choice").chance == 0
+
+
+# ---- anybody's task: a file of code
+
+PARITY = """
+from star.problem import Problem, Shot
+from star.tasks import Task
+
+
+class Parity(Task):
+    hint_mark = "hint"
+
+    def __init__(self, digits):
+        problems = [Problem(str(n), str(n), "odd" if n % 2 else "even") for n in range(10**digits)]
+        self.train, self.heldout = problems[1:], problems[:1]
+        self.shots = [Shot(p, f"It ends in {p.question}.\\n{p.answer}") for p in problems[:2]]
+
+    def question(self, problem):
+        return problem.question + "?\\n"
+
+    def hinted(self, problem):
+        return f"hint {problem.answer}\\n" + self.question(problem)
+
+    def extract(self, text):
+        return text.rpartition("\\n")[2] or None
+
+
+def load(digits: int = 1):
+    return Parity(digits)
+"""
+
+
+@pytest.fixture
+def task_file(tmp_path, monkeypatch):
+    """Writes a file into a second folder of tasks, which is the current one, and gives its name."""
+    monkeypatch.setattr(star.tasks, "__path__", [*star.tasks.__path__, str(tmp_path)])
+    monkeypatch.chdir(tmp_path)
+
+    def write(code, name="parity"):
+        (tmp_path / f"{name}.py").write_text(code)
+        importlib.invalidate_caches()
+        sys.modules.pop(f"star.tasks.{name}", None)
+        sys.dont_write_bytecode = True  # two versions in one second would be taken for one
+        return name
+
+    written = sys.dont_write_bytecode
+    yield write
+    sys.dont_write_bytecode = written
+    for module in [m for m in sys.modules if m.startswith("star.tasks.parity")]:
+        del sys.modules[module]
+
+
+def test_a_file_with_a_load_is_a_task(task_file):
+    task_file(PARITY)
+    task_file("from star.tasks.parity import load\n", "parity_other")  # it has one, but does not define it
+    assert task_names() == ["arithmetic", "columns", "commonsenseqa", "gsm8k", "jsonl", "parity"]
+    assert load_task("parity").name == "parity"
+    assert len(load_task("parity", digits=2).train) == 99
+    for name in ("algebra", "__init__", "../gsm8k", "verifier"):
+        refused(lambda n=name: load_task(n), words=(f"unknown task {name!r}; known are arithmetic, columns,",))
+    refused(lambda: load_task("records"), words=("star/tasks/records.py has no function load(...)",))
+
+
+def test_shots_are_all_that_few_shot_text_and_conversations_need(task_file):
+    task = load_task(task_file(PARITY))
+    p = task.train[4]
+    assert task.few_shot(p) == task.prefix == "0?\nIt ends in 0.\neven\n\n1?\nIt ends in 1.\nodd\n\n"
+    assert task.few_shot(p, hinted=True) == task.hint_prefix == task.prefix.replace("0?", "hint even\n0?").replace(
+        "1?", "hint odd\n1?")
+    assert task.turns(p, hinted=True) == [("hint even\n0?", "It ends in 0.\neven"),
+                                          ("hint odd\n1?", "It ends in 1.\nodd")]
+    assert task.turn(p) == "5?"
+    task.between = "\n--\n"
+    assert task.prefix == "0?\nIt ends in 0.\neven\n--\n1?\nIt ends in 1.\nodd\n--\n"
+    task.shots = ()
+    assert (task.prefix, task.hint_prefix, task.turns(p)) == ("", "", [])
+
+
+def test_options_are_the_parameters_of_load(task_file):
+    code = PARITY.replace("def load(digits: int = 1):", '''def load(width, digits: int | None = 1, rate: "float" = None,
+         big=False, file: Path | None = None, more=2, other: list = None, **rest):
+    """What it is.
+
+    width: how wide,
+        in digits: or not
+    rate: a part
+
+    Raises: nothing. big: no help.
+    """''').replace("from star.problem", "from pathlib import Path\n\nfrom star.problem")
+    name = task_file(code)
+    assert task_options(name) == {o.name: o for o in (
+        Option("width", str, Option.REQUIRED, "how wide, in digits: or not"),
+        Option("digits", int, 1, ""), Option("rate", float, None, "a part"),
+        Option("big", bool, False, ""), Option("file", Path, None, ""), Option("more", int, 2, ""),
+        Option("other", str, None, ""))}
+    refused(lambda: load_task(name), words=("task parity needs --width (how wide, in digits: or not)",))
+    refused(lambda: load_task(name, width=1, size=2), words=("task parity has no setting --size",))
+    assert load_task(name, width=1, digits=None, big=False).name == name
+    for task in task_names():
+        assert all(o.help for o in task_options(task).values()) or task == "parity"
+
+
+BROKEN = [  # what is put in place of what, the beginning of the line that names it, and what happened
+    ("return text.rpartition", "return text.split()[3] + text.rpartition",
+     "parity.py:21: extract('') raises IndexError: list index out of range"),
+    ("return text.rpartition", "return 5 or text.rpartition",
+     "parity.py:20: extract('') gives 5; it must give str | None"),
+    ("def extract", "def extrakt", "parity.py: extract('') raises TypeError: Parity has no extract(text)"),
+    ("def hinted", "def hintet", "parity.py: hinted(Problem(id='1'"),
+    ('return problem.question + "?\\n"', "return '?'[int(problem.question) // 9]",
+     "parity.py:15: question(Problem(id='9', question='9', answer='odd', group='', choice...) raises IndexError: "),
+    ('return f"hint {problem.answer}', 'return "?"[int(problem.id) // 9] + f"hint {problem.answer}',
+     "parity.py:18: hinted(Problem(id='9'"),
+    ('return f"hint', 'return None and f"hint', "gives None; it must give str"),
+    ("(digits: int = 1):", "(digits: int = 1):\n    None.x", "parity.py:25: load() raises AttributeError"),
+    ("(digits: int = 1):", "(digits: 'no' = 1):", "parity.py: load's annotations raises NameError"),
+    ("return Parity(digits)", "return Parity", "parity.py: load gives <class 'star.tasks.parity.Parity'>, which is no"),
+    ("def load(", "def loat(", "parity.py has no function load(...)"),
+    ("def question(self", "def question(self))", "parity.py:14: import raises SyntaxError"),
+    ("class Parity", "1 / 0\nclass Parity", "parity.py:6: import raises ZeroDivisionError: division by zero"),
+    ("problems[1:], problems[:1]", "tuple(problems[1:]), problems[:1]", "task parity: train is (Problem(id='1'"),
+    ("problems[1:], problems[:1]", "problems[1:], [None]", "task parity: heldout holds None"),
+    ("self.train, ", "self.trian, ", "task parity: train is None; it must be a list of Problem"),
+    ("Problem(str(n), ", "Problem(n, ", "must be texts; they are not in Problem(id=1,"),
+    ("problems[1:], problems[:1]", "problems, problems[:1]", "problem '0' stands twice"),
+    ("problems[1:], problems[:1]", "problems, []", "task parity has 10 training and 0 held-out problems"),
+    ('"even")', '"even", "mean")', "a group named 'mean'"),
+    ('hint_mark = "hint"', 'hint_mark = "Hint"', "hint_mark 'Hint' must stand in hinted prompts"),
+    ("Shot(p, ", "(p, ", "parity.py: few_shot(Problem(id='1'"),
+    ("    def extract", "    def right(self, problem, text):\n        return None\n\n    def extract",
+     "parity.py:20: right(Problem(id='1', question='1', answer='odd', group='', choice..., '') gives None; it must"),
+    ("    def extract", "    def gold(self, problem):\n        return 3\n\n    def extract", "gives 3; it must give"),
+    ("    def extract", "    def leaks(self, problem, text):\n        raise OSError('a\\nb\\x1b')\n\n    def extract",
+     "raises OSError: a\\nb\\x1b"),
+    ("    def extract", "    def check_steps(self, problem, text):\n        return text[0]\n\n    def extract",
+     "parity.py:21: check_steps(Problem("),
+]
+
+
+@pytest.mark.parametrize(("part", "broken", "words"), BROKEN)
+def test_a_mistake_in_a_task_is_one_line(task_file, part, broken, words):
+    assert PARITY.count(part) == 1
+    name = task_file(PARITY.replace(part, broken))
+    line = refused(lambda: load_task(name), words=(words,))
+    assert len(line) < 450
+    assert line.startswith(words) or not words.startswith("parity.py")
+    assert line.isprintable()
+
+
+def test_what_load_says_of_its_own_is_left_as_it_is(task_file):
+    for error in (ValueError, FileNotFoundError, ImportError):
+        name = task_file(PARITY.replace("return Parity", f"raise {error.__name__}('give --x')\n    return Parity"))
+        assert refused(load_task, name, error=error) == "give --x"
+
+
+def test_ask():
+    class Mine(Task):
+        def extract(self, text):
+            return text[1]
+
+    assert ask(Mine(), "extract", "ab") == "b"
+    words = ("tests/test_tasks.py:", "extract('\\x1b') raises IndexError: string index out of range")
+    refused(ask, Mine(), "extract", "\x1b", words=words)
+    refused(ask, Mine(), "extrakt", words=("extrakt() raises AttributeError",))
+
+
+def test_trying_out_takes_no_time():
+    task = load_task("arithmetic")  # 38,800 problems
+    began = time.process_time()
+    star.tasks._check_problems(task, "arithmetic")
+    star.tasks._try_out(task)
+    assert time.process_time() - began < 0.5

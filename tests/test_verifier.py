@@ -1,6 +1,6 @@
 """The verifier against a table of what models write: nothing wrong passes, and next to nothing right is lost.
 
-verifier_cases.jsonl was written by judges who did not see how the verifier treats a case; star/verifier.py was then
+verifier_cases.jsonl was written by judges who did not see how the verifier treats a case; star/tasks/verifier was then
 mended until the table held. One line a case: how it is graded, the right answer, whether the text arrives at it, and
 why.
 """
@@ -12,18 +12,22 @@ from pathlib import Path
 
 import pytest
 
-from star import verifier
+from star.tasks import verifier
+from star.tasks.verifier.letter import one_letter
+from star.tasks.verifier.own import phrases, plain
+from star.tasks.verifier.phrase import one_phrase
+from star.tasks.verifier.statement import MOST_MARKS
 
 CASES = [json.loads(line) for line in (Path(__file__).parent / "verifier_cases.jsonl").read_text("utf-8").splitlines()]
 READ = {"number": verifier.number, "choice": lambda text: verifier.letter(text, "abcde"), "text": verifier.phrase}
 SPELT = {"number": verifier.one_number, "choice": str.lower, "text": verifier.normal}
 PARTS = {  # what is called from elsewhere with any text, besides READ
     "own": verifier.own,
-    "plain": verifier.plain,
+    "plain": plain,
     "normal": verifier.normal,
     "one_number": verifier.one_number,
-    "one_letter": lambda text: verifier.one_letter(text, "abcde"),
-    "one_phrase": verifier.one_phrase,
+    "one_letter": lambda text: one_letter(text, "abcde"),
+    "one_phrase": one_phrase,
 }
 
 
@@ -55,12 +59,12 @@ def test_at_most_two_in_a_hundred_right_ones_are_lost(report):
     ("it isn't", "isn't"), ("it isn’t", "isn’t"), ("is not", None), ("or", "or"), ("door", None), ("or\nso", "or"),
 ])
 def test_phrases_are_whole_words_in_either_case(text, found):
-    match = verifier.phrases("or, at least, guess*, isn't").search(text)
+    match = phrases("or, at least, guess*, isn't").search(text)
     assert (match and match[0]) == found
 
 
 def test_phrases_with_what_stands_beside_them():
-    about = verifier.phrases("about, left over", before="(?<!so )", behind=r"\s*[0-9]")
+    about = phrases("about, left over", before="(?<!so )", after=r"\s*[0-9]")
     assert about.search("about 5")[0] == "about 5"
     assert about.search("Left over 5")
     assert not about.search("about whales")
@@ -130,7 +134,7 @@ def test_which_of_several_statements_counts(text, value):
 
 def test_only_the_last_statements_are_looked_at():
     """With more than MOST_MARKS of them the first can contradict no more."""
-    many = "The answer is 5. " + "The answer is 6. " * verifier.MOST_MARKS
+    many = "The answer is 5. " + "The answer is 6. " * MOST_MARKS
     assert verifier.number(many) == "6"
     assert verifier.number(many.removesuffix("The answer is 6. ")) is None
 
@@ -161,7 +165,16 @@ def test_phrase(text, value):
     ("a  b\n c", "a b c"),
 ])
 def test_plain(text, shown):
-    assert verifier.plain(text) == shown
+    assert plain(text) == shown
+
+
+def test_a_text_is_read_once(monkeypatch):
+    """A verdict asks twice, to extract and to compare."""
+    reads = []
+    monkeypatch.setattr("star.tasks.verifier.statement.own", lambda text: reads.append(text) or text)
+    for text in ("One. The answer is 15.", "Two. The answer is 15."):
+        assert verifier.number(text) == verifier.number(text) == "15"
+    assert reads == ["One. The answer is 15.", "Two. The answer is 15."]
 
 
 def test_any_text_in_no_exception_out():

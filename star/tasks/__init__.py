@@ -1,112 +1,223 @@
-"""A task is a file in this folder with a `load` function. What a task must say stands in `Task`; README has an example.
+"""A task says what is asked and what counts as right: a file in this folder with a class and a function `load`.
 
-Nothing is registered: `load_task("parity")` imports star/tasks/parity.py and calls its `load`.
+Nothing is registered: `load_task("parity")` imports star/tasks/parity.py, calls its `load` and tries the task out, so
+that a mistake in it is one line before a run starts. README.md in this folder lists what a task may have.
 """
 
 import importlib
 import inspect
-import pkgutil
+import re
+import traceback
+import typing
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from star.problem import Problem
+from star.tasks.task import Task
+
+__all__ = ["Option", "Task", "ask", "load_task", "task_names", "task_options"]
 
 
-class Task:
-    """What the loop asks of a task. A task sets `train` and `heldout` and writes the five methods without a default.
+@dataclass(frozen=True)
+class Option:
+    """A parameter of a task's `load`; `--name` on the command line."""
 
-    `extract`, `right`, `leaks` and `check_steps` are total: any text in, no exception out.
-    """
+    name: str
+    type: type  # bool, int, float, str or Path
+    default: Any  # Option.REQUIRED: there is none
+    help: str  # its line in load's docstring
 
-    name: str = ""  # of its file
-    train: list[Problem]  # what the model learns from
-    heldout: list[Problem]  # disjoint from train; only reported
-    prefix: str = ""  # few-shot text in front of each question ("": none)
-    hint_prefix: str = ""  # few-shot text of the hint pass, whose examples show their hints
-    hint_mark: str = ""  # text that stands in hinted prompts only: a rationale that holds it quotes its hint
-    max_new_tokens: int = 256  # length cap of a rationale, unless --max-new-tokens says otherwise
-    stop: tuple[str, ...] = ()  # strings that end a rationale: what few-shot text has between its examples
-    chance: float = 0.0  # accuracy of guessing
-    notes: tuple[str, ...] | list[str] = ()  # what a user should know of the data, a line each
-
-    def question(self, problem: Problem) -> str:
-        """The prompt: ends where the rationale begins."""
-        raise TypeError(f"{type(self).__name__} has no question(problem)")
-
-    def hinted(self, problem: Problem) -> str:
-        """The prompt that shows the answer; used for rationalization, never for training."""
-        raise TypeError(f"{type(self).__name__} has no hinted(problem)")
-
-    def extract(self, text: str) -> str | None:
-        """The answer that a rationale arrives at, or None if it arrives at none."""
-        raise TypeError(f"{type(self).__name__} has no extract(text)")
-
-    def right(self, problem: Problem, text: str) -> bool:
-        """Does the rationale arrive at the right answer? The only thing the filter of Algorithm 1 looks at."""
-        return self.extract(text) == problem.answer
-
-    def leaks(self, problem: Problem, text: str) -> bool:
-        """Does the rationale quote its hint? Such a rationale is dropped, right or not."""
-        return bool(self.hint_mark) and self.hint_mark in text
-
-    def gold(self, problem: Problem) -> str | None:
-        """A rationale known to be right, or None."""
-        return None
-
-    def check_steps(self, problem: Problem, text: str) -> bool | None:
-        """Is every step right? None: this task cannot tell. Only reported; the filter never uses it."""
-        return None
-
-    def shown(self, problem: Problem, hinted: bool = False) -> str:
-        """The few-shot text in front of this problem: the same for all, unless a task says otherwise."""
-        return self.hint_prefix if hinted else self.prefix
-
-    def turns(self, hinted: bool = False) -> list[tuple[str, str]]:
-        """The few-shot examples as a conversation: (what is asked, what is answered)."""
-        return []
-
-    def said(self, problem: Problem, hinted: bool = False) -> str:
-        """The prompt as a turn of a conversation."""
-        return (self.hinted(problem) if hinted else self.question(problem)).strip()
-
-    def answers_only(self) -> "Task":
-        """This task without reasoning: `gold` is the answer alone, and so are the few-shot examples."""
-        raise ValueError(f"{type(self).__name__} has no form without rationales: leave out --learn answers")
-
-    def parse(self, text: str) -> Problem:
-        """A question somebody typed. Where its answer can be told, sample.py says whether the model was right."""
-        return Problem("typed", text, "")
+    REQUIRED: typing.ClassVar = inspect.Parameter.empty
 
 
 def task_names() -> list[str]:
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    """The tasks there are: files of this folder that define `load` at their left margin."""
+    return sorted(name for name, file in _files().items() if re.search(r"^def load\(", _source(file), re.M))
+
+
+def task_options(name: str) -> dict[str, Option]:
+    """What a task can be told: the parameters of its `load`. Raises ValueError as load_task does."""
+    file, load = _find(name)
+    try:
+        parameters = inspect.signature(load, eval_str=True).parameters
+    except Exception as e:  # an annotation that is no expression
+        raise ValueError(_complaint(e, file, "load's annotations")) from e
+    texts = _help(load, parameters)
+    return {n: _option(p, texts.get(n, "")) for n, p in parameters.items()
+            if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 
 
 def load_task(name: str, **options) -> Task:
     """The task `name` with its options (data=..., digits=...). None stands for a task's own default.
 
-    Raises ValueError for a name or an option that is not known, a task without problems, or a train set that
-    overlaps the held-out set.
+    Raises ValueError for a name or an option that is not known, a task without problems, a train set that overlaps the
+    held-out set, and a mistake in the task's file; it names file and line.
     """
-    if name not in task_names():
-        raise ValueError(f"unknown task {name!r}; known are {', '.join(task_names())}")
-    load = importlib.import_module(f"star.tasks.{name}").load
-    given = {k: v for k, v in options.items() if v is not None and v is not False}
-    unknown = set(given) - set(inspect.signature(load).parameters)
-    if unknown:
-        raise ValueError(f"task {name} has no setting "
-                         f"{', '.join('--' + u.replace('_', '-') for u in sorted(unknown))}")
-    task = load(**given)
+    known = task_options(name)
+    given = {k: v for k, v in options.items() if v is not None}
+    if unknown := sorted(given.keys() - known.keys()):
+        raise ValueError(f"task {name} has no setting {', '.join(map(_flag, unknown))}")
+    if missing := [o for o in known.values() if o.default is Option.REQUIRED and o.name not in given]:
+        raise ValueError(f"task {name} needs {', '.join(f'{_flag(o.name)} ({o.help})' for o in missing)}")
+    file, load = _find(name)
+    try:
+        task = load(**given)
+    except (ValueError, OSError, ImportError):  # it speaks to the user: of a value, a file, a package that is missing
+        raise
+    except Exception as e:
+        raise ValueError(_complaint(e, file, f"load({_listed(given.values())})")) from e
+    if not isinstance(task, Task):
+        raise ValueError(f"{_short(file)}: load gives {_clip(repr(task))}, which is no Task")
     task.name = name
+    _check_problems(task, name)
+    _try_out(task)
+    return task
+
+
+def _files() -> dict[str, Path]:
+    """name -> file. Where two folders of __path__ have the same name, Python imports the first."""
+    found = [file for folder in reversed(__path__) for file in Path(folder).glob("*.py")]
+    return {file.stem: file for file in found if not file.stem.startswith("_")}
+
+
+def _source(file: Path) -> str:
+    return file.read_text(encoding="utf-8", errors="replace")
+
+
+def _find(name: str) -> tuple[Path, Callable[..., Task]]:
+    """(file, load) of a task."""
+    file = _files().get(name)
+    if file is None:
+        raise ValueError(f"unknown task {name!r}; known are {', '.join(task_names())}")
+    try:
+        module = importlib.import_module(f"star.tasks.{name}")
+    except Exception as e:
+        raise ValueError(_complaint(e, file, "import")) from e
+    if not callable(getattr(module, "load", None)):
+        raise ValueError(f"{_short(file)} has no function load(...), which gives the task")
+    return file, module.load
+
+
+def _help(load: Callable, names: typing.Container[str]) -> dict[str, str]:
+    """name -> text of the lines "name: text" in a docstring; lines that are indented more go on with it."""
+    texts, last = {}, None
+    for line in (inspect.getdoc(load) or "").splitlines():
+        name, colon, text = line.partition(":")
+        if colon and name in names:
+            texts[name], last = text.strip(), name
+        elif last and line.startswith(" "):
+            texts[last] += " " + line.strip()
+        else:
+            last = None
+    return texts
+
+
+def _option(parameter: inspect.Parameter, text: str) -> Option:
+    kinds = (bool, int, float, str, Path)
+    stated = [t for t in typing.get_args(parameter.annotation) or (parameter.annotation,) if t in kinds]
+    kind = stated[0] if len(stated) == 1 else type(parameter.default) if type(parameter.default) in kinds else str
+    return Option(parameter.name, kind, parameter.default, text)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+# ---------------------------------------------------------------------------------------------------- trying a task out
+
+GIVES = {"question": str, "hinted": str, "few_shot": str, "extract": str | None, "right": bool, "leaks": bool,
+         "check_steps": bool | None, "gold": str | None}
+
+
+def ask(task: Task, method: str, *args) -> Any:
+    """task.method(*args). What it raises, and a result of another kind than GIVES, becomes a ValueError of one line:
+
+    star/tasks/parity.py:12: extract('...') raises IndexError: list index out of range
+    """
+    try:
+        result = getattr(task, method)(*args)
+    except Exception as e:
+        raise ValueError(_complaint(e, _file_of(task), f"{method}({_listed(args)})")) from e
+    kind = GIVES.get(method, object)
+    if not isinstance(result, kind):
+        code = getattr(getattr(task, method), "__code__", None)
+        where = f"{_short(code.co_filename)}:{code.co_firstlineno}" if code else _short(_file_of(task))
+        raise ValueError(f"{where}: {method}({_listed(args)}) gives {_clip(repr(result))}; it must give "
+                         f"{getattr(kind, '__name__', kind)}")
+    return result
+
+
+def _check_problems(task: Task, name: str) -> None:
+    """ValueError for train or heldout that are no lists of problems, or overlap."""
+    for part in ("train", "heldout"):
+        problems = getattr(task, part, None)
+        if not isinstance(problems, list):
+            raise ValueError(f"task {name}: {part} is {_clip(repr(problems))}; it must be a list of Problem")
+        for p in problems:
+            if not isinstance(p, Problem):
+                raise ValueError(f"task {name}: {part} holds {_clip(repr(p))}; it must be a list of Problem")
+            if not all(isinstance(field, str) for field in (p.id, p.question, p.answer, p.group)):
+                raise ValueError(f"task {name}: id, question, answer and group of a problem must be texts; "
+                                 f"they are not in {_clip(repr(p))}")
+    everything = [*task.train, *task.heldout]
     if not task.train or not task.heldout:
         raise ValueError(f"task {name} has {len(task.train)} training and {len(task.heldout)} held-out problems; "
                          "it needs at least one of each")
-    ids = [p.id for p in [*task.train, *task.heldout]]
-    if len(set(ids)) != len(ids):
-        twice = Counter(ids).most_common(1)[0][0]
+    twice, times = Counter(p.id for p in everything).most_common(1)[0]
+    if times > 1:
         raise ValueError(f"task {name}: problem {twice!r} stands twice in train and heldout; they must be disjoint")
-    if any(p.group == "mean" for p in [*task.train, *task.heldout]):
+    if any(p.group == "mean" for p in everything):
         raise ValueError(f"task {name} has a group named 'mean', as the mean over groups is called: rename it")
+
+
+def _try_out(task: Task) -> None:
+    """Asks for every prompt, and has the first problem graded with texts that models do write."""
+    for p in [*task.train, *task.heldout]:
+        ask(task, "question", p)
+        ask(task, "hinted", p)
     problem = task.train[0]
-    if task.hint_mark and (task.hint_mark not in task.hinted(problem) or task.hint_mark in task.question(problem)):
-        raise ValueError(f"task {name}: hint_mark {task.hint_mark!r} must stand in hinted prompts and in no question")
-    return task
+    question, hinted, gold = (ask(task, method, problem) for method in ("question", "hinted", "gold"))
+    if task.hint_mark and (task.hint_mark not in hinted or task.hint_mark in question):
+        raise ValueError(f"task {task.name}: hint_mark {task.hint_mark!r} must stand in hinted prompts and in no "
+                         "question")
+    for with_hint in (False, True):
+        ask(task, "few_shot", problem, with_hint)
+    for text in ("", "\n", question, *([gold] if gold is not None else [])):
+        ask(task, "extract", text)
+        for method in ("right", "leaks", "check_steps"):
+            ask(task, method, problem, text)
+
+
+def _complaint(error: Exception, file: str | Path, call: str) -> str:
+    """One line: the last line of `file` that the error went through, what was called, what happened."""
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == Path(file)]
+    if isinstance(error, SyntaxError) and error.filename == str(file):
+        lines.append(error.lineno)
+    where = f"{_short(file)}:{lines[-1]}" if lines else _short(file)
+    return f"{where}: {call} raises {type(error).__name__}: {_clip(str(error), 200)}"
+
+
+def _file_of(task: Task) -> str:
+    try:
+        return inspect.getfile(type(task))
+    except (TypeError, OSError):  # typed into a prompt
+        return type(task).__module__
+
+
+def _short(file: str | Path) -> str:
+    """A path as people type it: from the current folder, where it lies below it."""
+    path = Path(file)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _listed(values: typing.Iterable) -> str:
+    return ", ".join(_clip(repr(v)) for v in values)
+
+
+def _clip(text: str, most: int = 60) -> str:
+    """The beginning of a text, in one line: what is no printable character is an escape."""
+    clipped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:most])
+    return clipped + ("..." if len(text) > most else "")

@@ -4,8 +4,8 @@
 
 Made from a seed: rationales of two to five sentences like those of GSM8K. Most end in a marker ("The answer is 72.", a
 box, hashes), a tenth state no answer, a tenth are cut off where they stand, and a fifth choose a letter. One process,
-one core, time of that process. Columns: answers, microseconds for each, and the share from which the verifier takes the
-answer that was put in. Exit status 1 if all of them together take longer than LIMIT seconds for 100,000.
+one core, time of that process. Columns: answers, microseconds for each, and from how many of them the verifier takes
+the answer that was put in. Exit status 1 if all of them together take longer than LIMIT seconds for 100,000.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from star import verifier
+from star.tasks import verifier
 
 LIMIT = 5
 NAMES = ("Natalia", "Weng", "Betty", "Julie", "James", "Mark", "Ken", "Albert")

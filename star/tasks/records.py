@@ -1,6 +1,6 @@
 """Data files that a user names: JSON Lines or JSON, read strictly. A line that does not fit is named, never skipped.
 
-It knows fields and lines; what a question or an answer is, the tasks know (star/tasks). It downloads nothing.
+It knows fields and lines; what a question or an answer is, the tasks know. It downloads nothing.
 """
 
 import json
@@ -16,13 +16,11 @@ from star.problem import Problem, Shot
 Record = tuple[str, dict[str, Any]]  # where it stands ("train.jsonl, line 12"), and what stands there
 
 
-def find(data: str | Path | None, names: Sequence[str], inside: str, what: str) -> Path:
+def find(data: Path, names: Sequence[str], inside: str, what: str) -> Path:
     """The file of one of these names in the folder `data`, or in its subfolder `inside`; `what` describes them.
 
-    Raises ValueError where no folder is given, FileNotFoundError where there is no such file.
+    Raises FileNotFoundError where there is no such file.
     """
-    if data is None:
-        raise ValueError(f"--data names no folder: give the one with {what}")
     folder = Path(data)
     if not folder.is_dir():
         is_what = "a file, not a folder" if folder.is_file() else "not there"
@@ -98,14 +96,14 @@ def field(record: Record, name: str, advice: str) -> Any:
 
 
 def text(record: Record, names: str, advice: str) -> str:
-    """Text of a field, or of several ("Body,Question"), one sentence behind the other. ValueError if it has none."""
+    """Text of a field, or of several ("Body+Question"), one sentence after the other. ValueError if it has none."""
     parts = []
-    for name in map(str.strip, names.split(",")):
+    for name in map(str.strip, names.split("+")):
         value = field(record, name, advice)
-        said = spelled(value)
-        if said is None:
+        spelling = spelled(value)
+        if spelling is None:
             raise ValueError(f"{record[0]}: field {name!r} is {json.dumps(value)[:60]}; it must be text or a number")
-        parts.append(said)
+        parts.append(spelling)
     ended = [p if re.search(r"[^\w\s]$", p) else p + "." for p in parts[:-1]]
     return " ".join([*ended, parts[-1]])
 
@@ -116,20 +114,13 @@ def spelled(value: Any) -> str | None:
         return None
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    said = str(value).strip()
-    return said if said and not re.search("[\ud800-\udfff]", said) else None
+    spelling = str(value).strip()
+    return spelling if spelling and not re.search("[\ud800-\udfff]", spelling) else None
 
 
-def read_shots(path: str | Path) -> list[Shot]:
-    """Worked examples {question, rationale, answer}. ValueError that names the line."""
-    names = ("question", "rationale", "answer")
-    return [Shot(*(text(record, name, "a few-shot example has question, rationale and answer") for name in names))
-            for record in read_records(path)]
-
-
-def key(question: str) -> str:
-    """What makes two questions the same: their words."""
-    return " ".join(re.findall(r"\w+|[^\w\s]", question.casefold()))
+def key(problem: Problem) -> str:
+    """What makes two problems the same: the words of their question and of their choices."""
+    return " ".join(re.findall(r"\w+|[^\w\s]", " | ".join([problem.question, *problem.choices]).casefold()))
 
 
 def disjoint(train: list[Problem], heldout: list[Problem], shots: Sequence[Shot]) -> tuple[list[Problem], list[str]]:
@@ -137,15 +128,15 @@ def disjoint(train: list[Problem], heldout: list[Problem], shots: Sequence[Shot]
 
     Raises ValueError if a few-shot example is held out, since every prompt would show it, or if nothing is left.
     """
-    held = {key(p.question): p.id for p in heldout}
+    held = {key(p): p.id for p in heldout}
     for i, shot in enumerate(shots, 1):
-        if key(shot.question) in held:
-            raise ValueError(f"few-shot example {i} is held-out problem {held[key(shot.question)]}: every prompt would "
+        if key(shot.problem) in held:
+            raise ValueError(f"few-shot example {i} is held-out problem {held[key(shot.problem)]}: every prompt would "
                              "show it; take another")
     gone: dict[str, list[str]] = {"held out": [], "few-shot example": [], "repeats another": []}
-    seen, shown, kept = set(), {key(s.question) for s in shots}, []
+    seen, shown, kept = set(), {key(s.problem) for s in shots}, []
     for p in train:
-        k = key(p.question)
+        k = key(p)
         why = ("held out" if k in held else "few-shot example" if k in shown else
                "repeats another" if k in seen else None)
         seen.add(k)
@@ -164,8 +155,8 @@ def named(ids: Sequence[str]) -> str:
     return ", ".join(ids[:3]) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "")
 
 
-def share(problems: list[Problem], part: float) -> tuple[list[Problem], list[Problem]]:
-    """(train, held-out): a part drawn with a seed of its own, so that every run of every seed has the same."""
+def hold_out(problems: list[Problem], part: float) -> tuple[list[Problem], list[Problem]]:
+    """(train, held-out): a random part is held out, the same in every run of every seed."""
     n = max(1, round(part * len(problems)))
     chosen = set(random.Random("held-out").sample(range(len(problems)), min(n, len(problems))))
     return ([p for i, p in enumerate(problems) if i not in chosen], [p for i, p in enumerate(problems) if i in chosen])

@@ -1,12 +1,11 @@
 """Reading files of questions: what is written in them arrives whole, and what does not fit is named with its line."""
 
-import json
 
 import pytest
 from conftest import refused
 
-from star import data
 from star.problem import Problem, Shot
+from star.tasks import records
 
 
 def save(path, text, encoding="utf-8"):
@@ -14,34 +13,38 @@ def save(path, text, encoding="utf-8"):
     return path
 
 
-def problems(*questions, name="p"):
-    return [Problem(f"{name}-{i}", q, "1") for i, q in enumerate(questions, 1)]
+def problems(*questions, name="p", choices=()):
+    return [Problem(f"{name}-{i}", q, "1", choices=choices) for i, q in enumerate(questions, 1)]
+
+
+def shot(question):
+    return Shot(Problem("s", question, ""), "")
 
 
 def test_json_lines(tmp_path):
     file = save(tmp_path / "a.jsonl", '{"q": 1}\n\n  \n{"q": "zwei"}')
-    assert data.read_records(file) == [(f"{file}, line 1", {"q": 1}), (f"{file}, line 4", {"q": "zwei"})]
-    assert data.read_records(str(file)) == data.read_records(file)
+    assert records.read_records(file) == [(f"{file}, line 1", {"q": 1}), (f"{file}, line 4", {"q": "zwei"})]
+    assert records.read_records(str(file)) == records.read_records(file)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.JSON"])
 def test_byte_order_mark_line_ends_and_odd_separators(tmp_path, name):
     text = '\ufeff{"q": "one\u2028two\u0085three"}\r\n\r\n{"q": "é\\r\\n"}\r\n'
-    records = data.read_records(save(tmp_path / name, text))
-    assert [r["q"] for _, r in records] == ["one\u2028two\u0085three", "é\r\n"]
-    assert [where[-6:] for where, _ in records] == ["line 1", "line 3"]
+    found = records.read_records(save(tmp_path / name, text))
+    assert [r["q"] for _, r in found] == ["one\u2028two\u0085three", "é\r\n"]
+    assert [where[-6:] for where, _ in found] == ["line 1", "line 3"]
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.JSON"])
 @pytest.mark.parametrize("whole", ['[{"q": 1}, {"q": 2}]', '{"version": 3, "examples": [{"q": 1},\n {"q": 2}]}'])
 def test_json_that_holds_one_list(tmp_path, whole, name):
     file = save(tmp_path / name, whole)
-    assert data.read_records(file) == [(f"{file}, entry 1", {"q": 1}), (f"{file}, entry 2", {"q": 2})]
+    assert records.read_records(file) == [(f"{file}, entry 1", {"q": 1}), (f"{file}, entry 2", {"q": 2})]
 
 
 def test_a_file_that_is_not_there(tmp_path):
     for path, words in ((tmp_path / "no.jsonl", "no.jsonl is not there"), (tmp_path, "a folder, not a file")):
-        refused(data.read_records, path, words=(words, "name a .jsonl or .json file"), error=FileNotFoundError)
+        refused(records.read_records, path, words=(words, "name a .jsonl or .json file"), error=FileNotFoundError)
 
 
 @pytest.mark.parametrize(
@@ -71,53 +74,42 @@ def test_a_file_that_is_not_there(tmp_path):
     ],
 )
 def test_what_cannot_be_read_is_named(tmp_path, name, text, words):
-    assert "Traceback" not in refused(data.read_records, save(tmp_path / name, text), words=tuple(words))
+    assert "Traceback" not in refused(records.read_records, save(tmp_path / name, text), words=tuple(words))
 
 
 def test_fields():
     record = ("f, line 3", {"question": {"stem": "Where?", "n": 0}, "a.b": 5, "none": None})
-    assert data.field(record, "question.stem", "") == "Where?"
-    assert data.field(record, "question.n", "") == 0
-    assert data.field(record, "a.b", "") == 5  # a name with a dot in it
-    assert data.field(record, "none", "") is None
+    assert records.field(record, "question.stem", "") == "Where?"
+    assert records.field(record, "question.n", "") == 0
+    assert records.field(record, "a.b", "") == 5  # a name with a dot in it
+    assert records.field(record, "none", "") is None
     for name, there in (("answer", "'question', 'a.b', 'none'"), ("question.steam", "'stem', 'n'"), ("none.x", "null"),
                         ("question.stem.x", '"Where?"')):
         words = ("f, line 3", repr(name), f"(there is {there})", ": do this")
-        refused(data.field, record, name, "do this", words=words)
-    refused(data.field, ("f, line 1", {}), "q", "do this", words=("no field 'q'", "there is {}"))
-    refused(data.field, ("f, line 1", {"two\nlines": 1}), "q", "do this")
+        refused(records.field, record, name, "do this", words=words)
+    refused(records.field, ("f, line 1", {}), "q", "do this", words=("no field 'q'", "there is {}"))
+    refused(records.field, ("f, line 1", {"two\nlines": 1}), "q", "do this")
 
 
 def test_text_of_fields():
     record = ("f, line 3", {"a": " Ann has 3 pens ", "b": "How many?", "n": 51.0, "i": 7, "e": "Look!"})
-    assert data.text(record, "a", "") == "Ann has 3 pens"
-    assert data.text(record, "a,b", "") == "Ann has 3 pens. How many?"
-    assert data.text(record, "e, b", "") == "Look! How many?"
-    assert data.text(record, "a,i", "") == "Ann has 3 pens. 7"
-    assert (data.text(record, "n", ""), data.text(record, "i", "")) == ("51.0", "7")
-    refused(data.text, record, "a,c", "do this", words=("f, line 3", "no field 'c'", "do this"))
+    assert records.text(record, "a", "") == "Ann has 3 pens"
+    assert records.text(record, "a+b", "") == "Ann has 3 pens. How many?"
+    assert records.text(record, "e + b", "") == "Look! How many?"
+    assert records.text(record, "a+i", "") == "Ann has 3 pens. 7"
+    assert (records.text(record, "n", ""), records.text(record, "i", "")) == ("51.0", "7")
+    refused(records.text, record, "a+c", "do this", words=("f, line 3", "no field 'c'", "do this"))
 
 
 @pytest.mark.parametrize("value", ["", " \n", None, True, [], ["a"], {}, float("nan"), float("inf"), "\ud800"])
 def test_what_is_no_text(value):
-    refused(data.text, ("f, line 3", {"a": value}), "a", "", words=("f, line 3: field 'a' is", "text or a number"))
-
-
-def test_shots(tmp_path):
-    good = {"question": "1+1?", "rationale": "1+1=2.", "answer": 2, "more": "is ignored"}
-    assert data.read_shots(save(tmp_path / "s.jsonl", json.dumps(good))) == [Shot("1+1?", "1+1=2.", "2")]
-    for name in ("question", "rationale", "answer"):
-        bad = {k: v for k, v in good.items() if k != name}
-        file = save(tmp_path / "s.jsonl", f"{json.dumps(good)}\n{json.dumps(bad)}")
-        words = ("s.jsonl, line 2", f"no field '{name}'", "question, rationale and answer")
-        refused(data.read_shots, file, words=words)
+    refused(records.text, ("f, line 3", {"a": value}), "a", "", words=("f, line 3: field 'a' is", "text or a number"))
 
 
 def test_official_files_lie_in_the_folder_or_in_their_subfolder(tmp_path):
     def find(folder):
-        return data.find(folder, ["b.jsonl", "a.jsonl"], "inside", "the files")
+        return records.find(folder, ["b.jsonl", "a.jsonl"], "inside", "the files")
 
-    refused(find, None, words=("--data names no folder", "the files"))
     refused(find, tmp_path / "no", words=("no is not there", "the files"), error=FileNotFoundError)
     refused(find, str(tmp_path), words=("holds no b.jsonl or a.jsonl", "the files"), error=FileNotFoundError)
     (tmp_path / "inside").mkdir()
@@ -132,38 +124,45 @@ def test_official_files_lie_in_the_folder_or_in_their_subfolder(tmp_path):
 def test_train_and_heldout_are_made_disjoint():
     train = problems("What is 1 + 1?", "Who  IS\nthere?", "what is 1+1 ?", "What is 1 - 1?", "An example?",
                      "Who is there!")
-    kept, notes = data.disjoint(train, problems("who is there?", name="h"), [Shot("an example?", "", "")])
+    kept, notes = records.disjoint(train, problems("who is there?", name="h"), [shot("an example?")])
     assert [p.id for p in kept] == ["p-1", "p-4", "p-6"]
     assert notes == ["1 left out of training (held out): p-2", "1 left out of training (few-shot example): p-5",
                      "1 left out of training (repeats another): p-3"]
-    assert data.disjoint(train[:1], [], []) == (train[:1], [])
+    assert records.disjoint(train[:1], [], []) == (train[:1], [])
+
+
+def test_the_same_question_with_other_choices_is_another_problem():
+    train = problems("Which?", "which ?", choices=("a b", "c")) + problems("Which?", name="q", choices=("a", "b c"))
+    kept, notes = records.disjoint(train, problems("Which?", name="h", choices=("A", "b", "c")), [])
+    assert [p.id for p in kept] == ["p-1", "q-1"]
+    assert notes == ["1 left out of training (repeats another): p-2"]
 
 
 def test_a_held_out_few_shot_example_is_refused():
-    shots = [Shot("fine?", "", ""), Shot("Who is there ?", "", "")]
-    refused(data.disjoint, problems("a?"), problems("b?", "who is there?", name="h"), shots,
+    shots = [shot("fine?"), shot("Who is there ?")]
+    refused(records.disjoint, problems("a?"), problems("b?", "who is there?", name="h"), shots,
             words=("few-shot example 2", "held-out problem h-2", "take another"))
 
 
 def test_nothing_left_to_train_on():
-    refused(data.disjoint, problems("a?", "b?"), problems("a?", "b?", name="h"), [],
+    refused(records.disjoint, problems("a?", "b?"), problems("a?", "b?", name="h"), [],
             words=("nothing is left to train on", "2 left out of training (held out): p-1, p-2"))
 
 
-def test_a_share_is_the_same_in_every_call():
+def test_the_same_part_is_held_out_in_every_call():
     everything = problems(*(f"{i}?" for i in range(40)))
-    train, held = data.share(everything, 0.25)
+    train, held = records.hold_out(everything, 0.25)
     assert len(held) == 10
     assert sorted([*train, *held], key=everything.index) == everything
     assert train == [p for p in everything if p in train]  # in the file's order
     assert [p.id for p in held] != [p.id for p in everything[:10]]
-    assert data.share(everything, 0.25) == (train, held)
+    assert records.hold_out(everything, 0.25) == (train, held)
     assert [p.id for p in held[:4]] == ["p-4", "p-11", "p-15", "p-19"]  # in every version of the program
-    assert len(data.share(everything, 0.001)[1]) == 1
-    assert data.share(everything[:1], 0.1) == data.share(everything[:1], 3) == ([], everything[:1])
+    assert len(records.hold_out(everything, 0.001)[1]) == 1
+    assert records.hold_out(everything[:1], 0.1) == records.hold_out(everything[:1], 3) == ([], everything[:1])
 
 
 def test_named():
-    assert data.named(["a"]) == "a"
-    assert data.named(["a", "b", "c"]) == "a, b, c"
-    assert data.named(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
+    assert records.named(["a"]) == "a"
+    assert records.named(["a", "b", "c"]) == "a, b, c"
+    assert records.named(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"

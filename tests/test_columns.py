@@ -1,4 +1,4 @@
-"""Sums for a pretrained model (star/tasks/arithmetic, Lettered): format, examples of each length, leak guard."""
+"""Sums for a pretrained model (star/tasks/columns): format, examples of each length, leak guard."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from star.tasks.arithmetic import make
 
 @pytest.fixture(scope="module")
 def task():
-    return load_task("arithmetic", digits="1-3", shots=4)
+    return load_task("columns", digits="1-3", shots=4)
 
 
 def test_the_format(task):
@@ -20,16 +20,20 @@ def test_the_format(task):
 
 def test_a_sum_is_shown_behind_examples_of_its_own_length(task):
     for p in (make("5", "9"), make("59", "56"), make("591", "560")):
-        shown, hinted = task.shown(p), task.shown(p, hinted=True)
+        shown, hinted = task.few_shot(p), task.few_shot(p, hinted=True)
         assert shown.count("Answer: ") == hinted.count("Answer: ") == hinted.count("Hint: ") == 4
         assert sum(line.count("=") == 2 for line in shown.splitlines()) == 4 * len(p.question.split("+")[0])
-        assert shown in task.prefix
-        assert hinted in task.hint_prefix
+        assert [answer for _, answer in task.turns(p)] == [task.gold(s.problem) for s in task.shots_of(p)]
+    assert task.few_shot(make("5917", "5600")) == shown  # no examples are longer
 
 
 def test_examples_are_neither_trained_on_nor_held_out(task):
-    shown = {line for line in task.prefix.splitlines() if "=" not in line and ":" not in line}
-    assert not shown & {task.question(p).strip() for p in [*task.train, *task.heldout]}
+    shown = {shot.problem for shot in task.shots}
+    assert len(shown) == 3 * 4
+    assert not shown & {*task.train, *task.heldout}
+    sums = load_task("arithmetic", digits="1-3")
+    assert {*task.train, *shown} == set(sums.train)
+    assert task.heldout == sums.heldout
 
 
 def test_every_worked_sum_is_right_and_jumps_nowhere(task):
@@ -63,6 +67,15 @@ def test_without_reasoning(task):
     assert load_task("arithmetic", digits="2").answers_only().gold(make("59", "56")) == "=115"
 
 
-def test_too_many_examples_are_refused():
-    with pytest.raises(ValueError, match="at most 25 examples"):
-        load_task("arithmetic", shots=26)
+@pytest.mark.parametrize(("options", "words"), [
+    ({"shots": 26}, "--shots is 26; task columns shows 1 to 25"), ({"shots": 0}, "--shots is 0; "),
+    ({"digits": "27"}, "letters for 26 digits"), ({"digits": "x"}, "--digits is 'x'")])
+def test_what_is_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        load_task("columns", **options)
+
+
+def test_a_typed_sum_has_a_letter_for_each_column(task):
+    assert task.question(task.parse("9" * 26 + "+1")).startswith("z9 y9")
+    with pytest.raises(ValueError, match="more than 26 digits"):
+        task.parse("9" * 27 + "+1")

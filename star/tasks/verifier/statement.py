@@ -1,0 +1,293 @@
+"""Where does a text state an answer, and does that hold? What answers look like, its callers tell it by `read`.
+
+A statement is what stands next to a marker: "The answer is ...", "#### ...", "\\boxed{...}", "... is the answer". The
+last one counts, if nothing takes it back or contradicts it. Without any, the last sentence does, if it concludes
+something. It parses no numbers, letters or phrases, and does not know the question.
+"""
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+from star.tasks.verifier.own import own, phrases
+
+MOST_STATED = 300  # characters of one statement
+MOST_MARKS = 8  # statements that are looked at, the last ones
+
+NOT = """not, never, no longer, isn't, aren't, wasn't, weren't, won't, wouldn't, don't, doesn't, didn't, can't,
+    couldn't, shouldn't, hasn't, haven't"""
+# A marker is what an answer stands after, or in front of.
+ANSWER_IS = re.compile(
+    r"""(?:answers?|ans|choice|option)(?![A-Za-z])
+        (?P<to>\s+(?:to|for|of)\s[^.\n:=]{1,80}?)?                              # the answer to the question
+        (?:\*\*|__)?
+        (?: (?P<verb>\s+(?:is|was|are|becomes|equals|comes\s+to|(?:would|should|must|will)\s+be)\b\s*[:=]?)
+          | \s*[:=]+ )
+      | (?<=<)answer>""", re.I | re.X)
+HEADING = re.compile(r"(?:answers?|ans)[*_: \t]*\n(?!\s*(?:is|was)\b)", re.I)
+IS_THE = re.compile(  # in front of "answer"
+    r"\s+(?:is|was|(?:must|should)\s+be)\s+(?P<no>not\s+)?(?:the|our|my)\s+(?:(?:final|correct|right|best)\s+)*$",
+    re.I)
+IS_RIGHT = re.compile(  # "(b) is correct", but not "(b) is right next to the bank"
+    r"is\s+(?:correct|right)\b"
+    r"(?!\s+(?:that|to|about|in|on|for|or|next|there|after|before|now|if|only|when|unless)\b)", re.I)
+PICKED = re.compile(  # "I would choose (b)", but not "choose a pen" or "pick b = 5"
+    r"(?:choose|pick|select|go\s+with|it\s+(?:is|must\s+be|should\s+be))\s+"
+    r"(?=(?:(?:option|choice|answer)\s+)?(?:[(\[][a-h][)\]]|(?:[b-h]|(?-i:A))\b)(?!\s*=))", re.I)
+BOXED = re.compile(r"(?<=\\)(?:boxed|fbox)\s*\{")
+CALLED_FINAL = {"final", "correct", "right", "best"}  # "My final answer is 5" overrules "The answer is 4"
+# The word before "answer": it is not the answer to the question. Nor is "Tom's answer".
+NOT_THE_ANSWER = phrases("""wrong, incorrect, false, worst, intermediate, partial, previous, initial, first, second,
+    third, next, possible, one, another, other, alternative, his, her, their""")
+PARTS = phrases("part, parts, step, steps, first, second, third")  # "The answer to the first part is ...": not all yet
+# Before a marker, in its sentence: the answer is assumed, or somebody's. "If the answer is 5, then ..."
+DOUBTS = phrases("""if, whether, suppos*, assum*, say, says, said, thinks, thought, believes, believed, claim, claims,
+    claimed, maybe, perhaps, possibly, might, could, unless, until, doubt, pretend*, imagine, hopefully""")
+# Before a marker, in its clause: "I don't think that the answer is 5". "As it was not flipped, the answer is" is fine.
+DENIED = phrases(NOT)
+# Right before a marker: whatever the sentence supposed, here it concludes. "She could buy 6, so the answer is 6."
+CONCLUDING = phrases("so, therefore, thus, hence, consequently", before=r"(?<!\b[Ii]f )(?<!\beven )",
+                     after=r"[\s,:*]*(?:(?:the|our|my|final|correct|right|best)\s+)*$")
+# The writer does not know: not even "so" helps.
+UNSURE = phrases("unsure, not sure, not certain, don't know, do not know, no idea, guess*")
+# "..., which is correct", "What is the answer?": nothing is named.
+POINTING = re.compile(r"(?:^|\s)(?:what|which|that|this|it|here|there)$", re.I)
+# After a statement: it is taken back, or something is put against it.
+RETRACTED = phrases("""wait, actually, hmm*, oops, sorry, correction, mistake, mistaken, unsure, kidding, joking,
+    not sure, not certain, not the answer, don't know, do not know, can't be, cannot be, let me re*, let me check,
+    let me double, hold on, on second thought, disregard, just guess*, a guess, never mind, scratch that""")
+CALLED_WRONG = phrases("that, this, it, which, answer, result, I, we", after=r"""(?x:
+    (?: ['’](?:s|m|re) | \s+(?:is|was|am|are|were|seems) )\s+ (?:\w+\s+)?
+        (?: wrong | incorrect | not\s+(?:right|correct|true) )
+  | \s+(?:is|was|are|were)n['’]t\s+(?:right|correct|true) )\b""")
+NO_BUT = re.compile(  # a sentence that begins with it, or "12 is wrong"
+    r"(?:^|[.!?\n])[\s*]{0,9}(?:(?:no|nope|wrong|incorrect)\b[,.!]"
+    r"|(?:but|however|or|maybe|perhaps|probably|possibly|alternatively)\b)"
+    r"|[0-9]\s+is\s+(?:wrong|incorrect|not)\b", re.I)
+# A text without any statement gives up.
+REFUSED = phrases("""can't, cannot, can not, unable, not enough, insufficient, sorry, don't know, do not know, not sure,
+    no idea, doesn't say, does not say, impossible, unclear""")
+# What may stand between a marker and the answer: dots, a new line, the bullet of a list ("- 12" there is not -12).
+OPENING = re.compile(
+    r"(?:[\s*_]*\n[ \t]*[-•][ \t]+|[\s*_]*)(?:(?:\.\.+|…)[\s*_]*)?"
+    r"(?:(?:therefore|thus|hence|indeed|clearly|definitely|simply)\b,?\s+)?", re.I)
+SECOND_ITEM = re.compile(r"\n\s*2[.)]\s")
+SENTENCE_END = re.compile(
+    r"""[.!?](?=[\s"')*\]]|$|[A-Za-z])(?!(?<=\bno\.)\s[0-9])  # neither in "2.5" nor in "No. 5"
+      | ;(?=[\s"')*\]]|$|[A-Za-z])(?!\s*[-$(]*[0-9])          # "12; 14" goes on
+      | \n | </answer>""", re.I | re.X)
+BREAK = re.compile(r"[.!?;](?=[\s*\"')])|\n")  # between sentences, where no marker tells what to look for
+CLAUSES = re.compile(r"^[^0-9]*,\s")
+OPENING_WORD = re.compile(r"^\W*(?:so|thus|hence|therefore|then|and)\b,?", re.I)
+
+# Vocabulary that more than one kind of answer needs.
+DIGIT = re.compile(r"[0-9]")
+CUT_OFF = re.compile(r"(?:[-+/×÷−]|[0-9],|\s[*x]|\b(?:and|or|but|with|plus|minus|because))\s*\Z")  # "So it is 12 +"
+# The answer is open: "maybe 5", "5, if it rains".
+OPEN = "maybe, perhaps, probably, possibly, might, unsure, not sure, guess*, depends, if, unless, either"
+# It is open, or another one than what is named: "5 or 6", "not 5", "anything but 5".
+HEDGES = phrases(f"""{OPEN}, {NOT}, or, neither, nor, between, likely, unknown, undetermined, undefined, unclear,
+    uncertain, cannot, impossible, wrong, incorrect, except, anything but, everything but, nothing but, all but""")
+HEDGE_SIGNS = re.compile(r"[~≈?≤≥<>±≠√π∞]|!=|\\(?:neq?|approx|sim|geq?|leq?|pm|pi|sqrt)\b")
+# What stands after an answer and is none: reasons, other answers.
+REASON = re.compile(r"[\s,;(—–-]{1,4}(?:because|since|as|which|where|given\s+that|due\s+to)\b.*", re.I | re.S)
+RATHER = re.compile(
+    r"[ ,]+(?:(?:and |but )?not (?:[(\[$-]*[0-9]|[(\[]?[a-z]\b)[^,.;=]*$|(?:rather than|instead of) .*)", re.I)
+# A last sentence that is no conclusion, whatever number it holds: a plan, a premise, what was there at first.
+NO_CONCLUSION = phrases("""let's, let, think, suppose, assume, if, first, firstly, next, need, needs, must, find, how,
+    what, start, starts, started, begin, began, given, originally, initially, would, should, try, consider, know,
+    remember, note, recall, guess, don't, question, problem, original, divide, multiply, subtract, add, calculate,
+    compute, each, per, every one, wait, hmm*, rule, ruled, eliminate, exclude""")
+# A letter with a verb after it is talked about: "(b) is too dry." SINGLED_OUT makes it one: "So only (b) is dry."
+TALKED_ABOUT = phrases("""is, are, was, were, has, had, does, did, can, could, would, will, should, must, seems, makes,
+    means, refers, asks""")
+
+
+class Statement(NamedTuple):
+    """Marker and answer fill text[start:end]. stated: None if the answer is somebody else's, or an assumption."""
+
+    start: int
+    end: int
+    final: bool  # called so, or of a form that only a last word has
+    stated: str | None
+
+
+def arrive(text: str, read: Callable[[str], str | None], read_last: Callable[[str, str], str | None]) -> str | None:
+    """The answer in the last statement, if nothing takes it back or contradicts it; else that in the last sentence."""
+    text = own(text)
+    found = statements(text)
+    *earlier, last = [s for s in found if s.stated is not None] or [None]
+    if last is None:
+        sentence = _last_sentence(text)
+        disowned = any(s.start >= len(text) - len(sentence) for s in found)
+        return None if disowned or REFUSED.search(text, max(0, len(text) - 400)) else read_last(sentence, text)
+    value = read(last.stated)
+    if value is None or retracted(text, last.end):
+        return None
+    for s in earlier:
+        other = read(s.stated) if s.final >= last.final else None
+        if other not in (None, value) and not retracted(text, s.start, last.start):
+            return None  # two answers, and no word on which of them holds
+    return value
+
+
+def retracted(text: str, start: int, end: int | None = None) -> bool:
+    """Does text[start:end] take back what was stated before it? It does in "5. Wait, that is wrong."."""
+    end = len(text) if end is None else end
+    return end - start > 1 and any(p.search(text, start, end) for p in (RETRACTED, CALLED_WRONG, NO_BUT))
+
+
+def statements(text: str) -> list[Statement]:
+    """The last statements of a text, in order; of "The answer is \\boxed{7}" only the box, as it stands inside."""
+    lower, found = text.replace("İ", "i").lower(), []  # İ would become two characters
+    for word, read in READERS:
+        at = len(lower)
+        for _ in range(MOST_MARKS):
+            at = lower.rfind(word, 0, at)
+            if at < 0:
+                break
+            if statement := read(text, at):
+                found.append(statement)
+    found = sorted(found, key=lambda s: s[:2])[-MOST_MARKS:]
+    following = [*(s.start for s in found[1:]), len(text)]
+    return [s for s, start in zip(found, following, strict=False) if start >= s.end]
+
+
+def _answer(text: str, at: int) -> Statement | None:
+    """At "answer", "choice" or "option": "The answer is 72.", "## Answer\\n72", "<answer>72", "72 is the answer"."""
+    if text[at - 1 : at].isalnum():
+        return None  # "cans: 12"
+    near = max(0, at - 60)
+    is_the = IS_THE.search(text, near, at)
+    if is_the and (statement := _before_marker(text, is_the.start(), at + 3, bool(is_the["no"]))):
+        return statement
+    match = ANSWER_IS.match(text, at) or _heading(text, at)
+    words = [w.strip("*_#:") for w in text[near:at].lower().split()]  # "**Tom's final" -> tom's, final
+    final = not CALLED_FINAL.isdisjoint(words[-1:])
+    while words and words[-1] in CALLED_FINAL:
+        words.pop()
+    if match is None or (match[0][0] in "cCoO" and not final):
+        return None  # "the option is" says nothing yet, "the best option is" does
+    groups = match.groupdict()
+    theirs = words and (NOT_THE_ANSWER.fullmatch(words[-1]) or words[-1].endswith(("'s", "’s")))
+    if theirs or PARTS.search(groups.get("to") or ""):
+        return Statement(at, match.end(), final, None)
+    statement = _after_marker(text, at, match.end(), final)
+    return None if not groups.get("verb") and _is_solution(text, statement) else statement
+
+
+def _heading(text: str, at: int) -> re.Match | None:
+    """At "answer" alone on its line, which goes on below: "## Final Answer\\n72"."""
+    near = max(0, at - 60)
+    line = text[max(near, text.rfind("\n", near, at) + 1) : at]
+    return HEADING.match(text, at) if line.lower().strip("#*_ \t") in ("", "final") else None
+
+
+def _is_solution(text: str, statement: Statement) -> bool:
+    """Does a label stand in front of a whole solution? "Answer: She sold 48 / 2 = 24 clips in May. So she sold 72."."""
+    stated, more = statement.stated or "", text[statement.end : statement.end + MOST_STATED]
+    words = stated.split()
+    told = len(words) > 6 and words[0].isalpha() and len(words[0]) > 1
+    return bool(("=" in stated and "=" in more) or (told and DIGIT.search(stated) and DIGIT.search(more)))
+
+
+def _picked(text: str, at: int) -> Statement | None:
+    """At "choose", "it is" and the like, in front of a letter: "I would choose (b)."."""
+    match = None if text[at - 1 : at].isalnum() else PICKED.match(text, at)
+    return _after_marker(text, at, match.end(), False) if match else None
+
+
+def _called_right(text: str, at: int) -> Statement | None:
+    """At "is correct": "Option D is correct."."""
+    match = IS_RIGHT.match(text, at) if text[at - 1 : at].isspace() else None
+    return _before_marker(text, at - 1, match.end(), False) if match else None
+
+
+def _hashes(text: str, at: int) -> Statement | None:
+    """At "####": "#### 72", up to the end of the line; "#### Add the two" with more text below it is a heading."""
+    end = text.find("\n", at, at + MOST_STATED)
+    end = min(len(text), at + MOST_STATED) if end < 0 else end
+    stated = text[at:end].strip("# \t")
+    titled = len(stated.split()) > 2 and stated[0].isalpha() and end < len(text)
+    return Statement(at, end, True, stated) if stated and not titled else None
+
+
+def _boxed(text: str, at: int) -> Statement | None:
+    """At "boxed" in "\\boxed{\\frac{1}{2}}": what is between its brace and the one that closes it."""
+    opened = BOXED.match(text, at)
+    if opened is None:
+        return None
+    depth, end = 1, opened.end()
+    while end < min(len(text), opened.end() + MOST_STATED) and depth:
+        depth += {"{": 1, "}": -1}.get(text[end], 0)
+        end += 1
+    return None if depth else Statement(at, end, True, text[opened.end() : end - 1])
+
+
+READERS: list[tuple[str, Callable[[str, int], Statement | None]]] = [  # a word of a marker, and who reads there
+    *((word, _answer) for word in ("answer", "ans:", "ans is", "ans =", "choice", "option")),
+    *((word, _picked) for word in ("choose", "pick", "select", "go with", "it is", "it must be", "it should be")),
+    *((word, _called_right) for word in ("is correct", "is right")),
+    *((word, _boxed) for word in ("boxed", "fbox")),
+    ("####", _hashes),
+]
+
+
+def _after_marker(text: str, start: int, at: int, final: bool) -> Statement:
+    """The statement after a marker that fills text[start:at]: of "The answer is:\\n- 72 clips. So" the "72 clips"."""
+    if _doubted(text, start):
+        return Statement(start, at, final, None)
+    begin = OPENING.match(text, at).end()
+    items = "\n" in text[at:begin] or SECOND_ITEM.search(text, begin, begin + MOST_STATED)
+    if items and text[begin : begin + 2] in ("1.", "1)"):
+        return Statement(start, at, True, "")  # "The answer is:\n1. 12 apples" begins a list of answers
+    end = SENTENCE_END.search(text, begin, begin + MOST_STATED)
+    stop = end.start() + (end[0] == "?") if end else min(len(text), begin + MOST_STATED)
+    return Statement(start, stop, final, text[begin:stop])
+
+
+def _before_marker(text: str, at: int, end: int, negated: bool) -> Statement | None:
+    """The statement in front of a marker that fills text[at:end]: of "So, 72 clips is the answer" the "72 clips"."""
+    stated = text[_sentence_start(text, at) : at].rstrip()
+    if POINTING.search(stated):
+        return None
+    if negated or any(p.search(stated) for p in (UNSURE, DOUBTS, DENIED)):
+        return Statement(at, end, False, "")
+    clauses = CLAUSES.match(stated)  # "(a) and (b) are wrong, and (c)"; but "(a), (b), and (c)" are three
+    if clauses:
+        stated = stated[clauses.end() :]
+    if clauses is None or TALKED_ABOUT.search(clauses[0]):
+        stated = OPENING_WORD.sub("", stated)
+    return Statement(at, end, False, stated)
+
+
+def _doubted(text: str, at: int) -> bool:
+    """Is an answer at `at` assumed, denied or somebody's? It is in "If the answer is 5, ..." and "Tom said it is b"."""
+    begin = _sentence_start(text, at)
+    if UNSURE.search(text, begin, at):
+        return True
+    if CONCLUDING.search(text, begin, at):
+        return False
+    clause = max(begin, text.rfind(",", begin, at))
+    clause = begin if " that " in text[clause:at] else clause  # "It is not true, I think, that the answer is 5"
+    return bool(DOUBTS.search(text, begin, at) or DENIED.search(text, clause, at))
+
+
+def _sentence_start(text: str, at: int) -> int:
+    """Where the sentence begins that goes on at `at`, or MOST_STATED characters before: 3 in "No. So the answer"."""
+    near = max(0, at - MOST_STATED)
+    return max(near - 1, *(text.rfind(end, near, at) for end in ("\n", ". ", "! ", "? "))) + 1
+
+
+def _last_sentence(text: str) -> str:
+    """Of "She has 12. So it is 9." the " So it is 9."; 400 characters at most, and without markup at its end."""
+    text = text[-500:].rstrip()
+    text = text if CUT_OFF.search(text[-9:]) else text.rstrip("*_`$ \t\r\n")
+    near = max(0, len(text) - 400)
+    ends = [m.end() for m in BREAK.finditer(text, near, len(text) - 1)]
+    return text[ends[-1] if ends else near :]
+
+
+def without_reason(text: str) -> str:
+    """Of "72, because 48 + 24 = 72" the 72; of "not 72 but 70" the 70."""
+    return re.sub(r"^not\s.*?\bbut\s+(?:rather\s+)?", "", REASON.sub("", text), flags=re.I)
