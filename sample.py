@@ -2,48 +2,49 @@
 
 Without a question it is a prompt to type into. With --trace it shows one problem's whole way through Algorithm 1. It
 takes the newest finished run, or the model that ships; with --model a folder's model goes on with any text, without a
-task. With --run and no question it lists what that run generated (star/history). It changes nothing on disk.
+task. With --run and no question it lists what that run generated (star/run/history). It changes nothing on disk.
 """
 
 import os
 import signal
 
-if __name__ == "__main__":  # Ctrl-C while torch is imported; main() puts Python's own handler back
+if __name__ == "__main__":  # Ctrl-C while torch is imported; `command` puts Python's own handler back
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 import shutil
 import sys
-import warnings
-from dataclasses import fields, replace
 from pathlib import Path
 
 import checkpoints
-from checkpoints.files import read_json
-from star import history, prompts
+from star import prompts
 from star.config import StarConfig
-from star.evaluate import VERDICTS, verdict
-from star.problem import Completion, Example, Problem
-from star.run import newest_finished
+from star.device import choose_device
+from star.evaluate import VERDICTS
+from star.problem import Completion, Example, Generation, Problem
+from star.rollout import Rollout
+from star.run import history
+from star.run.flags import Parser, command
+from star.run.folder import Run, newest_finished
+from star.run.plan import load_base, load_tokenizer, outline
 from star.sampler import Sampler
-from star.tasks import Task
+from star.tasks import Task, load_task
 from star.text import TextStream
-from train import Parser, load_base, load_tokenizer, one_line, prepare
 
 
 class Writer:
     """A model that goes on with a text: no task, no verdict."""
 
-    def __init__(self, config: StarConfig, adapter: Path | None, temperature: float, seed: int):
-        model = load_base(config)
-        self.tokenizer = load_tokenizer(config)
+    def __init__(self, config: StarConfig, adapter: Path | None, args):
+        folder, device = Path(config.model or checkpoints.SHIPPED), choose_device(config.device)
+        self.tokenizer = load_tokenizer(folder, config.chat)
+        model = load_base(outline(folder, config, device), device)
         if adapter is not None:
             checkpoints.load_adapter(model, adapter)
         self.sampler = Sampler(model, slots=1, max_len=min(model.config.max_pos, 16_384), tokenizer=self.tokenizer)
-        self.temperature, self.seed = temperature, seed
-        self.cap = config.max_new_tokens or 200
+        self.temperature, self.seed = args.temperature, args.seed
 
-    def write(self, prompt: list[int], cap: int, show: bool, stop: tuple[str, ...] = ()) -> Completion:
-        """What follows a prompt, up to an end or the cap; with show, its characters are printed as they come."""
+    def write(self, prompt: list[int], max_new: int, show: bool, stop: tuple[str, ...] = ()) -> Completion:
+        """What follows a prompt; with show, its characters are printed as they come."""
         room = self.sampler.max_len - len(prompt)
         if not prompt or room < 1:
             raise ValueError(f"the text has {len(prompt)} tokens; it must have 1 to {self.sampler.max_len - 1}")
@@ -54,74 +55,72 @@ class Writer:
             if show and token not in self.tokenizer.eos_ids:
                 print(stream.push(token), end="", flush=True)
 
-        out = self.sampler.generate([prompt], max_new_tokens=min(cap, room), temperature=self.temperature,
-                                    seeds=[self.seed], stop_ids=self.tokenizer.eos_ids, stop=stop, on_token=on_token)[0]
+        (out,) = self.sampler.generate([prompt], max_new_tokens=min(max_new, room), temperature=self.temperature,
+                                       seeds=[self.seed], stop_ids=self.tokenizer.eos_ids, stop=stop, on_token=on_token)
         if show:
             print(stream.end(), end="", flush=True)
         return out
 
-    def answer(self, text: str) -> None:
-        """The text, and what the model writes behind it."""
-        print(paint("dim", text), end="", flush=True)
-        self.write(self.tokenizer.encode(text), self.cap, show=True)
-        print()
-
 
 class Asker:
-    """A model with its task, ready to be asked."""
+    """Model M_iteration of a run with its task, asked as the run's loop asks it."""
 
-    def __init__(self, config: StarConfig, writer: Writer):
-        self.task: Task = prepare(config)
-        self.writer, self.tokenizer = writer, writer.tokenizer
-        self.cap = config.max_new_tokens or 2 * self.task.max_new_tokens  # questions may be longer here
+    def __init__(self, writer: Writer, task: Task, config: StarConfig, iteration: int):
+        self.writer, self.task, self.config, self.iteration = writer, task, config, iteration
+        self.max_new = config.max_new_tokens or 2 * task.max_new_tokens  # questions may be longer here
+        self.rollout = Rollout(writer.sampler, writer.tokenizer, task, config)
 
-    def rationale(self, problem: Problem, hinted: bool, show: bool) -> tuple[str, str, list[int]]:
-        """(text, verdict, ids) of one completion; with show, its characters are printed as they come."""
-        out = self.writer.write(prompts.encode(self.task, problem, self.tokenizer, hinted), self.cap, show,
-                                self.task.stop)
-        text = self.tokenizer.decode([i for i in out.tokens if i not in self.tokenizer.eos_ids])
-        return text, verdict(self.task, problem, text, out.finish, hinted), list(out.tokens)
+    def rationale(self, problem: Problem, phase: str, show: bool) -> Generation:
+        """One completion with its verdict; with show, its characters are printed as they come."""
+        hinted = phase == "rationalize"
+        few_shot = self.config.shows_examples(self.iteration, hinted)
+        prompt = prompts.encode(self.task, problem, self.writer.tokenizer, hinted, few_shot)
+        out = self.writer.write(prompt, self.max_new, show, self.task.stop)
+        return self.rollout.judge((self.iteration, phase, problem.id, 0), problem, out, self.writer.seed)
 
     def answer(self, question: str) -> None:
         """Reason aloud and say whether the answer is right."""
         problem = self.task.parse(question)
         print(self.task.question(problem).rstrip("\n"))
-        text, said, _ = self.rationale(problem, hinted=False, show=True)
-        found = self.task.extract(text)
+        g = self.rationale(problem, "generate", show=True)
         if not problem.answer:
-            print(f"\n-> {found if found is not None else VERDICTS[said]}")
-        elif said == "right":
-            steps = ", but not every step is" if self.task.check_steps(problem, text) is False else ""
-            print(f"\n-> {found} is right{steps}")
-        elif found is None or said == "length":
-            print(f"\n-> {VERDICTS[said]}: the answer is {problem.answer}")
+            print(f"\n-> {g.answer if g.answer is not None else VERDICTS[g.verdict]}")
+        elif g.verdict == "right":
+            print(f"\n-> {g.answer} is right" + (", but not every step is" if g.steps_right is False else ""))
+        elif g.answer is None or g.verdict == "length":
+            print(f"\n-> {VERDICTS[g.verdict]}: the answer is {problem.answer}")
         else:
-            print(f"\n-> {found} is wrong: the answer is {problem.answer}")
+            print(f"\n-> {g.answer} is wrong: the answer is {problem.answer}")
 
     def trace(self, question: str) -> None:
         """One problem's whole way: prompt, rationale, hint, hinted rationale, verdict, and what is trained on."""
         problem = self.task.parse(question)
         if not problem.answer:
             raise ValueError("--trace needs a question whose answer the task can tell, to judge by and to hint with")
-        for hinted, title in ((False, "generate"), (True, "rationalize")):
+        for phase in ("generate", "rationalize") if self.config.rationalize else ("generate",):
+            hinted = phase == "rationalize"
+            shown = " (behind the few-shot text)" if self.task.few_shot(problem, hinted) and self.config.shows_examples(
+                self.iteration, hinted) else ""
             prompt = self.task.hinted(problem) if hinted else self.task.question(problem)
-            text, said, ids = self.rationale(problem, hinted, show=False)
-            wrong_step = said == "right" and self.task.check_steps(problem, text) is False
-            print(f"{paint('bold', title)}\n{indent(prompt)}\n{paint('bold', '  the model writes')}\n{indent(text)}")
-            print(paint("green" if said == "right" else "red", f"  -> {said}: {VERDICTS[said]}")
-                  + (", though a step is wrong" if wrong_step else "") + "\n")
-            if said == "right":
-                self.show_example(prompts.example(self.task, problem, self.tokenizer, ids))
+            g = self.rationale(problem, phase, show=False)
+            print(f"{paint('bold', phase)}{shown}\n{indent(prompt)}\n{paint('bold', '  the model writes')}\n"
+                  f"{indent(g.text)}")
+            print(paint("green" if g.kept else "red", f"  -> {g.verdict}: {VERDICTS[g.verdict]}")
+                  + (", though a step is wrong" if g.steps_right is False else "") + "\n")
+            if g.kept:
+                tokenizer, few_shot = self.writer.tokenizer, self.config.few_shot_train
+                show_example(prompts.example(self.task, problem, tokenizer, g.tokens, few_shot), tokenizer)
                 return
         print("dropped: nothing of it is trained on")
 
-    def show_example(self, example: Example) -> None:
-        """Ids and characters of a training sequence; the ones that bear loss stand in brackets, in green."""
-        ends = dict.fromkeys(self.tokenizer.eos_ids, "<end>")
-        pieces = [f"{i}:{ends.get(i) or repr(self.tokenizer.decode([i]))}" for i in example.tokens]
-        print(paint("bold", "train") + f" on {len(pieces)} ids; loss falls on those in [ ]")
-        print("  " + paint("dim", " ".join(pieces[: example.n_prompt])))
-        print("  " + paint("green", "[" + " ".join(pieces[example.n_prompt :]) + "]"))
+
+def show_example(example: Example, tokenizer) -> None:
+    """Ids and characters of a training sequence; the ones that bear loss stand in brackets, in green."""
+    ends = dict.fromkeys(tokenizer.eos_ids, "<end>")
+    pieces = [f"{i}:{ends.get(i) or repr(tokenizer.decode([i]))}" for i in example.tokens]
+    print(paint("bold", "train") + f" on {len(pieces)} ids; loss falls on those in [ ]")
+    print("  " + paint("dim", " ".join(pieces[: example.n_prompt])))
+    print("  " + paint("green", "[" + " ".join(pieces[example.n_prompt :]) + "]"))
 
 
 def indent(text: str) -> str:
@@ -135,124 +134,86 @@ def paint(color: str, text: str) -> str:
     return text if plain else f"\x1b[{codes[color]}m{text}\x1b[0m"
 
 
-def choose(run: Path | None, iteration: int | None, trace: bool) -> tuple[StarConfig, Path | None, str]:
-    """(settings, adapter folder or None for the base, a line that says which model it is)."""
-    run = run or newest_finished()
-    if run is None:
-        if iteration:
-            raise ValueError("--iteration needs a run, and runs/ has no finished one; train one: python train.py")
-        return StarConfig(), None, "the base model that ships (no finished run in runs/; train one: python train.py)"
-    settings, state = read_json(run / "config.json").get("settings"), read_json(run / "state.json")
-    if not isinstance(settings, dict):
-        raise ValueError(f"{run} is no run: its config.json has no settings")
-    last = state.get("iteration", -1)
-    best = state.get("best")
-    iteration = iteration if iteration is not None else 0 if trace else max(last if best is None else best, 0)
-    if not 0 <= iteration <= max(last, 0):
-        raise ValueError(f"--iteration is {iteration}, but {run} has iterations 0 (the base) to {max(last, 0)}")
-    adapter = run / "adapters" / f"iter-{iteration:03d}" if iteration else None
-    return StarConfig(**settings), adapter, f"{run}, iteration {iteration}" + ("" if iteration else " (the base)")
-
-
-def wants_list(args) -> bool:
-    """Is it the run's rationales that are asked for, and not its model? ValueError where it could be both."""
-    filters = [flag for flag in ("problem", "verdict", "phase") if getattr(args, flag) is not None]
-    if filters and (args.question is not None or args.trace or args.ask or args.model):
-        raise ValueError(f"--{filters[0]} lists what a run generated: leave out the question, --trace, --ask, --model")
-    if args.limit < 1:
-        raise ValueError(f"--limit is {args.limit}; it must be at least 1")
-    asks = args.question is not None or args.trace or args.ask or args.model is not None
-    return bool(filters) or (args.run is not None and not asks)
-
-
-def look(args) -> None:
-    """What a run generated: an overview and each problem's way, a filtered list, or one problem side by side."""
-    run = args.run or newest_finished()
-    if run is None:
-        raise ValueError("runs/ has no finished run: name one by --run")
-    width = max(shutil.get_terminal_size((120, 24)).columns, 60)
-    iterations = None if args.iteration is None else (args.iteration, args.iteration)
-    wanted = history.Filter(iterations, args.phase, args.verdict, args.problem)
-    everything = history.load(run)
-    found = [g for g in everything if history.matches(g, wanted)]
-    if not found:
-        raise ValueError(history.nothing(wanted, everything))
-    if args.problem is not None:
-        lines = history.side_by_side(found, width, questions(run))
-    elif iterations or args.phase or args.verdict:
-        lines = history.listing(found, args.limit, width)
+def asker(args) -> tuple[Asker, str]:
+    """(the run's model with its task, a line that says which it is)."""
+    folder = args.run or newest_finished()
+    if folder is None and args.iteration:
+        raise ValueError("--iteration needs a run, and runs/ has no finished one; train one: python train.py")
+    if folder is None:
+        config, options, iteration, adapter = StarConfig(), {}, 0, None
+        which = "the base model that ships (no finished run in runs/; train one: python train.py)"
     else:
-        trained_on = [g for g in found if g.phase in ("generate", "rationalize")]
-        lines = [*history.overview(found), "", *history.journeys(trained_on or found, args.limit)]
-    print("\n".join(lines))
+        run = Run.open(folder)
+        config, options, iteration = run.config, run.options, run.choose(args.iteration, base=args.trace)
+        adapter = run.adapter(iteration) if iteration else None
+        which = f"{folder}, iteration {iteration}" + ("" if iteration else " (the base)")
+    if args.max_new_tokens is not None:
+        config = StarConfig(**vars(config) | {"max_new_tokens": args.max_new_tokens})
+    return Asker(Writer(config, adapter, args), load_task(config.task, **options), config, iteration), which
 
 
-def questions(run: Path) -> dict[str, str]:
-    """Question by problem of the run's task; none where its data is no longer there."""
-    try:
-        task = load_task_of(run)
-    except (ValueError, OSError):
-        return {}
-    return {p.id: p.question for p in [*task.train, *task.heldout]}
-
-
-def load_task_of(run: Path) -> Task:
-    settings = read_json(run / "config.json").get("settings", {})
-    known = {f.name for f in fields(StarConfig)}
-    return prepare(StarConfig(**{k: v for k, v in settings.items() if k in known}))
-
-
-def main(argv: list[str] | None = None) -> int:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    warnings.showwarning = one_line
-    parser = Parser(description="\n\n".join(__doc__.split("\n\n")[1:]))
-    parser.add_argument("question", nargs="?", help="a question of the task, as 48571+9664; none: type them in")
+def read_args(argv: list[str]):
+    parser = Parser("\n\n".join(__doc__.split("\n\n")[1:]))
+    parser.add_argument("question", nargs="?", help="a question, as 48571+9664; none: type them in")
     parser.add_argument("--model", type=Path, help="a model folder: go on with any text, without a task")
-    parser.add_argument("--max-new-tokens", type=int, help="where to stop at last [the run's; with --model 200]")
-    parser.add_argument("--trace", action="store_true", help="show one problem's whole way through the algorithm")
+    parser.add_argument("--max-new-tokens", type=int, help="where to stop [the run's; with --model 200]")
+    parser.add_argument("--trace", action="store_true", help="show one problem's whole way")
     parser.add_argument("--run", type=Path, help="run folder [the newest finished one]")
-    parser.add_argument("--iteration", type=int, help="which model; 0 is the base [the last; 0 with --trace]")
+    parser.add_argument("--iteration", type=int, help="which model; 0: the base [the best or last; 0 with --trace]")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy [0]")
     parser.add_argument("--seed", type=int, default=0, help="of the draws, if the temperature is not 0 [0]")
-    parser.add_argument("--ask", action="store_true", help="with --run: type questions to its model, list nothing")
-    parser.add_argument("--problem", help="list: one problem's rationales side by side; 17 finds train-17")
-    parser.add_argument("--verdict", help="list: right, wrong, unparsed, length, leak; kept, rationalized, failed")
-    parser.add_argument("--phase", help="list: generate, rationalize, evaluate, validate, 'pass at k'")
+    parser.add_argument("--ask", action="store_true", help="with --run: type questions, list nothing")
+    parser.add_argument("--problem", help="list: one problem's rationales; 17 finds train-17")
+    parser.add_argument("--verdict", help=f"list: {', '.join([*VERDICTS, *history.OUTCOMES])}")
+    parser.add_argument("--phase", help=f"list: {', '.join(history.SAMPLED)}")
     parser.add_argument("--limit", type=int, default=20, help="list: rationales or problems shown at most [20]")
-    try:
-        args = parser.parse_args(argv)
-        if wants_list(args):
-            look(args)
-            return 0
-        if args.model is not None:
-            if args.trace or args.run or args.iteration is not None:
-                raise ValueError("--model asks a model without a run: leave out --run, --iteration and --trace")
-            config, adapter, which = StarConfig(model=str(args.model)), None, args.model
-        else:
-            config, adapter, which = choose(args.run, args.iteration, args.trace)
-        if args.max_new_tokens is not None:
-            config = replace(config, max_new_tokens=args.max_new_tokens)
-        writer = Writer(config, adapter, args.temperature, args.seed)
-        asker = writer if args.model is not None else Asker(config, writer)
-        print(paint("dim", f"model: {which}"))
-        if args.trace and args.question is None:
-            raise ValueError('--trace needs a question, as in: python sample.py --trace "1064+4991"')
-        if args.question is not None:
-            (asker.trace if args.trace else asker.answer)(args.question)
-            return 0
-        while True:
-            try:
-                asker.answer(input("? "))
-            except ValueError as e:
-                print(f"error: {e}", file=sys.stderr)
-    except EOFError:
-        return 0
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return 130
-    except (ValueError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
+    args = parser.parse_args(argv)
+    filters = [flag for flag in ("problem", "verdict", "phase") if getattr(args, flag) is not None]
+    asks = args.question is not None or args.trace or args.ask or args.model is not None
+    if filters and asks:
+        raise ValueError(f"--{filters[0]} lists what a run generated: leave out the question, --trace, --ask, --model")
+    if args.model is not None and (args.trace or args.run or args.iteration is not None):
+        raise ValueError("--model asks a model without a run: leave out --run, --iteration and --trace")
+    if args.trace and args.question is None:
+        raise ValueError('--trace needs a question, as in: python sample.py --trace "1064+4991"')
+    if args.limit < 1:
+        raise ValueError(f"--limit is {args.limit}; it must be at least 1")
+    args.browse = bool(filters) or (args.run is not None and not asks)
+    return args
+
+
+@command
+def main(argv: list[str]) -> None:
+    args = read_args(argv)
+    if args.browse:
+        run = args.run or newest_finished()
+        if run is None:
+            raise ValueError("runs/ has no finished run: name one by --run")
+        n = None if args.iteration is None else (args.iteration, args.iteration)
+        wanted = history.Filter(n, args.phase, args.verdict, args.problem)
+        print("\n".join(history.browse(run, wanted, args.limit, max(shutil.get_terminal_size((120, 24)).columns, 60))))
+        return
+    if args.model is not None:
+        writer, which = Writer(StarConfig(model=str(args.model)), None, args), args.model
+
+        def respond(text: str) -> None:
+            print(paint("dim", text), end="", flush=True)
+            writer.write(writer.tokenizer.encode(text), args.max_new_tokens or 200, show=True)
+            print()
+    else:
+        model, which = asker(args)
+        respond = model.trace if args.trace else model.answer
+    print(paint("dim", f"model: {which}"))
+    if args.question is not None:
+        respond(args.question)
+        return
+    while True:
+        try:
+            respond(input("? "))
+        except EOFError:
+            return
+        except ValueError as e:
+            print(f"error: {e}", file=sys.stderr)
 
 
 if __name__ == "__main__":

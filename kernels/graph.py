@@ -9,29 +9,32 @@ from collections.abc import Callable, Hashable
 import torch
 
 
-class Graphed:
+class Graphs:
     """Calls `function(*key)`; on a GPU, from the second call with the same key on, by replaying a graph of it.
 
     key: host values that shapes follow from (rows, keys in use); one graph each. Every call has the function's effect
     exactly once: the first runs it (libraries set themselves up then), the second records it, which does not run it,
-    and replays. Graphs share one pool of memory. Make a new `Graphed` after anything moved that the function uses.
+    and replays. Graphs share one pool of memory. Make new `Graphs` after anything moved that the function uses.
+
+    The function comes with each call and is not kept: a bound method kept by what its own object holds is a cycle,
+    and its caches would live until Python looks for cycles.
     """
 
-    def __init__(self, function: Callable[..., None], device: torch.device):
-        self.function, self.device = function, device
-        self.graphs: dict[Hashable, torch.cuda.CUDAGraph | None] = {}
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.of_key: dict[Hashable, torch.cuda.CUDAGraph | None] = {}
         self.pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
-    def __call__(self, *key: Hashable) -> None:
+    def __call__(self, function: Callable[..., None], *key: Hashable) -> None:
         if self.device.type != "cuda":
-            self.function(*key)
-        elif key not in self.graphs:
-            self.function(*key)
-            self.graphs[key] = None
+            function(*key)
+        elif key not in self.of_key:
+            function(*key)
+            self.of_key[key] = None
         else:
-            if self.graphs[key] is None:
+            if self.of_key[key] is None:
                 graph = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(graph, pool=self.pool):
-                    self.function(*key)
-                self.graphs[key] = graph
-            self.graphs[key].replay()
+                    function(*key)
+                self.of_key[key] = graph
+            self.of_key[key].replay()

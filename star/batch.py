@@ -13,14 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from star.cache import Causal
+from star.cache import Causal, Context
 from star.decoder import Decoder
 from star.problem import Example
 
 EVEN = 0.85  # sequences share a run, padded to its longest, if they have at least this share of its length
 
 
-class Packed(Causal):
+class Packed(Context):
     """Sequences one behind the other in one row, each of which starts at position 0 and sees only itself.
 
     runs: (sequences, padded length) of the consecutive rectangles that the row consists of. Of the last layer only the
@@ -32,7 +32,7 @@ class Packed(Causal):
         positions = torch.cat([torch.arange(length, device=device).repeat(n) for n, length in runs])
         super().__init__(positions[None], 0)
         self.runs, self.places, self.last_layer = runs, places, last_layer
-        self.inner = [Causal.rows(length, device) for _, length in runs]
+        self.inner = [Causal(length, device) for _, length in runs]
 
     def read(self, layer: int, x: Tensor) -> Tensor:
         return x[:, self.places] if layer == self.last_layer else x
@@ -99,8 +99,8 @@ def micro_batches(examples: Sequence[Example], budget: int, device: torch.device
     widths = [length for n, length in runs_of([len(e.tokens) for e in ordered]) for _ in range(n)]
     rows = -(-sum(widths) // budget)
     while ordered:
-        share, n, size = sum(widths) / max(rows, 1), 0, 0
-        while n < len(ordered) and (n == 0 or (size + widths[n] <= budget and size + widths[n] / 2 <= share)):
+        even, n, size = sum(widths) / max(rows, 1), 0, 0
+        while n < len(ordered) and (n == 0 or (size + widths[n] <= budget and size + widths[n] / 2 <= even)):
             size, n = size + widths[n], n + 1
         yield pack(ordered[:n], device)
         ordered, widths, rows = ordered[n:], widths[n:], rows - 1
@@ -114,6 +114,6 @@ def pack(examples: Sequence[Example], device: torch.device) -> Batch:
         places += range(len(tokens) + e.n_prompt - 1, len(tokens) + len(e.tokens) - 1)
         targets += e.tokens[e.n_prompt :]
         tokens += [*e.tokens, *[0] * (width - len(e.tokens))]  # pads stand behind: nothing looks at them
-    made = torch.tensor([tokens]), torch.tensor(places), torch.tensor(targets)
-    tokens, places, targets = (t.to(device) for t in made)
+    host = torch.tensor([tokens]), torch.tensor(places), torch.tensor(targets)
+    tokens, places, targets = (t.to(device) for t in host)
     return Batch(tokens, places, targets, runs)

@@ -1,16 +1,16 @@
-"""Where the keys a query may see come from. The decoder asks its context; it never knows which kind it has.
+"""Where the keys a query may see come from. The decoder asks its `Context`; it never knows which kind it has.
 
 `Causal`: whole rows, nothing kept (scoring). `Prefill` and `Decode` write into a `KVCache` and read from it (sampling).
-star/batch has one more, for training. None of them knows about stopping or prompts: that is the sampler's.
+star/batch has one more, `Packed`, for training. None of them knows about stopping or prompts: that is the sampler's.
 """
-
-import os
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from kernels.attention import attention, causal_attention
+from star.device import free_memory
+
+MOST_SLOTS = 512  # when slots are chosen: past this a step takes longer in proportion, or nearly
 
 
 def visible(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
@@ -23,20 +23,18 @@ def visible(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
     return seen if window is None else seen & (k > q - window)
 
 
-class Causal:
-    """Rows of T tokens that start at position 0 and see what stands before them. Padding goes to the right."""
+class Context:
+    """What a forward pass asks: which keys and values its queries meet, and which rows anything later reads.
+
+    positions (B or 1, T): of the queries. n_keys: keys at the positions 0, 1, ... that they may see.
+    """
 
     def __init__(self, positions: Tensor, n_keys: int):
-        self.positions = positions  # (B or 1, T)
-        self.n_keys = n_keys  # of positions 0, 1, ...
+        self.positions, self.n_keys = positions, n_keys
         self._masks: dict[int | None, Tensor] = {}
 
-    @classmethod
-    def rows(cls, length: int, device: torch.device) -> "Causal":
-        return cls(torch.arange(length, device=device)[None], length)
-
-    def keys_and_values(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
-        """(keys, values, prefix) that the queries of this forward meet."""
+    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+        """Take in this forward's k, v (B, K, T, hd); (keys, values, shared prefix) that its queries meet."""
         return k, v, None
 
     def read(self, layer: int, x: Tensor) -> Tensor:
@@ -59,12 +57,20 @@ class Causal:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, cap: float, window: int | None,
                slopes: Tensor | None) -> Tensor:
         """q (B, H, T, hd) and this forward's k, v (B, K, T, hd) -> (B, H, T, hd)."""
-        k, v, prefix = self.keys_and_values(layer, k, v)
+        k, v, prefix = self.update(layer, k, v)
         whole = k.shape[2] == q.shape[2] > 1 and prefix is None  # each row from its first token on
         plain = not cap and slopes is None and (window is None or window >= q.shape[2])
         if whole and plain and (q.dtype.itemsize >= 4 or q.is_cuda):
             return causal_attention(q, k, v, scale)
         return attention(q, k, v, self.mask(q, scale, window, slopes), scale, cap, prefix)
+
+
+class Causal(Context):
+    """Whole rows of `length` tokens that start at position 0 and see what stands before them. Pads stand on the right.
+    """
+
+    def __init__(self, length: int, device: torch.device):
+        super().__init__(torch.arange(length, device=device)[None], length)
 
 
 class KVCache:
@@ -86,18 +92,18 @@ class KVCache:
         """Keys and values of one token in all layers."""
         return 2 * config.n_layers * config.n_kv * config.head_dim * dtype.itemsize
 
-    def share(self, other: "KVCache") -> None:
-        """Take other's row 0 as the prefix of all rows: views, no copy."""
-        self.prefix = [(k[0], v[0]) for k, v in zip(other.keys, other.values, strict=True)]
-        self.n_prefix = other.length
+    def use_prefix(self, other: "KVCache | None") -> None:
+        """Take other's row 0 as the prefix of all rows: views, no copy. None: no prefix."""
+        self.prefix = [] if other is None else [(k[0], v[0]) for k, v in zip(other.keys, other.values, strict=True)]
+        self.n_prefix = 0 if other is None else other.length
 
-    def keep(self, rows: Tensor) -> None:
+    def move(self, rows: Tensor) -> None:
         """Move these rows (n,) to the slots 0..n-1, in place: addresses stay."""
         for t in [*self.keys, *self.values]:
             t[: len(rows)] = t[rows]
 
 
-class Prefill(Causal):
+class Prefill(Context):
     """Whole prompts on their way into a cache: row i goes to the slots where source == i.
 
     slots, source, lengths (n,) int64: with slots [4, 0, 7] and source [0, 0, 1], the first prompt is computed once and
@@ -113,17 +119,19 @@ class Prefill(Causal):
     def read(self, layer: int, x: Tensor) -> Tensor:
         return x[self.source, self.last][:, None] if layer == len(self.cache.keys) - 1 else x
 
-    def keys_and_values(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
         width = k.shape[2]
         self.cache.keys[layer][self.slots, :, :width] = k[self.source]
         self.cache.values[layer][self.slots, :, :width] = v[self.source]
         return k, v, self.cache.prefix[layer] if self.cache.prefix else None
 
 
-class Decode(Causal):
+class Decode(Context):
     """One new token for each of the slots 0..B-1; slot b's goes to own index `index[b]` (B,).
 
-    used: own keys that any of these rows looks at; a host number, so that no tensor has to be read.
+    used: own keys that any of these rows looks at; a host number, so that no tensor has to be read. Behind a prefix of
+    P = 10, index [3, 0] and used 4: slot 0 stands at position 13, writes its key to own index 3 and sees the prefix and
+    own keys 0-3; slot 1 stands at position 10, writes to 0 and sees the prefix and itself; 1-3 are masked for it.
     """
 
     def __init__(self, cache: KVCache, index: Tensor, used: int):
@@ -131,7 +139,7 @@ class Decode(Causal):
         self.cache, self.used, self.index = cache, used, index
         self.rows = torch.arange(len(index), device=index.device)
 
-    def keys_and_values(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
         B = k.shape[0]
         keys, values = self.cache.keys[layer][:B], self.cache.values[layer][:B]  # (B, K, length, hd): views
         keys[self.rows, :, self.index], values[self.rows, :, self.index] = k[:, :, 0], v[:, :, 0]
@@ -139,23 +147,14 @@ class Decode(Causal):
         return keys[:, :, : self.used], values[:, :, : self.used], prefix
 
 
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that can be allocated on this device now; None where that cannot be told."""
-    if device.type == "cuda":
-        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + held
-    if device.type != "cpu":
-        return None
-    found = []
-    meminfo, group = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
-    if meminfo.is_file():
-        found += [int(line.split()[1]) * 1024 for line in meminfo.read_text().splitlines()
-                  if line.startswith("MemAvailable")]
-    elif hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
-        found.append(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    limit = group / "memory.max"  # a container may have less than its machine
-    if limit.is_file() and limit.read_text().strip().isdecimal():
-        used = int((group / "memory.current").read_text())
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        found.append(int(limit.read_text()) - used + int(stat["inactive_file"]))  # file pages give way
-    return min(found, default=None)
+def choose_slots(config, dtype: torch.dtype, device: torch.device, slots: int | None, max_len: int) -> int:
+    """The slots asked for, or as many as half of the free memory holds. Raises ValueError if they cannot fit."""
+    row = max_len * KVCache.bytes_a_token(config, dtype)
+    free = free_memory(device)
+    if slots is None:
+        return MOST_SLOTS if free is None else max(1, min(MOST_SLOTS, free // 2 // row))
+    if free is not None and slots * row > free:
+        fits = f"slots={free // row} fits" if free >= row else f"max_len={free // (row // max_len)} fits one slot"
+        raise ValueError(f"slots={slots} of max_len={max_len} need {slots * row / 2**30:.1f} GiB of cache, but "
+                         f"{device} has {free / 2**30:.1f} GiB free: {fits}")
+    return slots

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from kernels.norm import rms_norm
-from star.cache import Causal
+from star.cache import Causal, Context
 from star.positions import Rope, alibi_slopes, rotary_table, rotate
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -127,7 +127,7 @@ class Attention(nn.Module):
         self.window = c.windows[layer] if c.windows else None
         self.rope = (c.rope_of[layer] if c.rope_of else 0) if c.ropes else None
 
-    def forward(self, x: Tensor, context: Causal, tables: list[tuple[Tensor, Tensor]]) -> Tensor:
+    def forward(self, x: Tensor, context: Context, tables: list[tuple[Tensor, Tensor]]) -> Tensor:
         c = self.c
         heads = self.qkv_proj(x).unflatten(-1, (-1, c.head_dim))  # (B, T, (H+2K)*hd) -> (B, T, H+2K, hd)
         qk, v = heads.split([c.n_heads + c.n_kv, c.n_kv], dim=2)
@@ -177,7 +177,7 @@ class Block(nn.Module):
         self.self_attn, self.mlp = Attention(c, layer), MLP(c)
         self.parallel, self.scale = c.block.startswith("parallel"), c.residual_scale
 
-    def forward(self, x: Tensor, context: Causal, tables: list[tuple[Tensor, Tensor]]) -> Tensor:
+    def forward(self, x: Tensor, context: Context, tables: list[tuple[Tensor, Tensor]]) -> Tensor:
         h = self.attn_norm(x)
         attended = self.scaled(self.attn_out_norm(self.self_attn(h, context, tables)))
         x, h = context.read(self.self_attn.layer, x), context.read(self.self_attn.layer, h)
@@ -210,7 +210,7 @@ class Decoder(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.embed_tokens.weight.dtype
 
-    def hidden(self, tokens: Tensor, context: Causal | None = None, recompute: bool = False) -> Tensor:
+    def hidden(self, tokens: Tensor, context: Context | None = None, recompute: bool = False) -> Tensor:
         """(B, T) int64 ids -> (B, T, D) after the final norm, in the model's dtype.
 
         Without a context each row is one sequence from position 0, padded (with any id) on the right; a context may
@@ -218,7 +218,7 @@ class Decoder(nn.Module):
         inside it (Chen et al. 2016).
         """
         if context is None:
-            context = Causal.rows(tokens.shape[1], tokens.device)
+            context = Causal(tokens.shape[1], tokens.device)
         c = self.config
         x = F.embedding(tokens, self.embed_tokens.weight)  # (B, T, D)
         if c.embed_scale != 1.0:

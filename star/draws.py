@@ -1,19 +1,31 @@
 """Which token comes next: temperature, top-k, top-p, and noise that belongs to the row and not to its batch.
 
-A draw is a function of (seed of the prompt, index of the new token, token id). So a prompt gets the same tokens in
+A draw is a function of (seed of the row, index of the new token, token id). So a prompt gets the same tokens in
 whatever batch, slot or order it is sampled. It knows no model and no cache.
 """
+
+import hashlib
 
 import torch
 from torch import Tensor
 
 
-def draw(logits: Tensor, drawable: int, temperature: float, top_k: int, top_p: float, seeds: Tensor, index: Tensor
-         ) -> tuple[Tensor, Tensor]:
+def seed_of(*parts: int | str) -> int:
+    """One seed of 63 bits; any change in any part changes it.
+
+    Of a row: (run seed, iteration, phase, problem, sample). The loop seeds everything else it draws so too: problems,
+    fresh adapters, batches.
+    """
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 1
+
+
+def draw_tokens(logits: Tensor, drawable: int, temperature: float, top_k: int, top_p: float, seeds: Tensor,
+                index: Tensor) -> tuple[Tensor, Tensor]:
     """One token a row from logits (B, V) -> ids (B,), their log-probabilities (B,) in float32.
 
-    Only ids below `drawable` are drawn. temperature 0 takes the best; otherwise from softmax(logits / temperature),
-    truncated. seeds, index (B,) int64. The log-probability is the model's own: temperature 1, untruncated, all ids.
+    Only ids below `drawable` are drawn. temperature 0 takes the best, of equals the lowest id; otherwise from
+    softmax(logits / temperature), truncated. seeds, index (B,) int64. The log-probability is the model's own:
+    temperature 1, untruncated, all ids.
     """
     scores = logits[:, :drawable]
     if temperature > 0:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from star.problem import Generation, Problem
-from star.tasks import Task
+from star.tasks import Task, ask
 
 Z = 1.959964  # of a 95 % interval
 DRAWS = 100  # subsets of samples that maj_at averages over, where there are more
@@ -27,21 +27,43 @@ VERDICTS = {
 }
 
 
-def verdict(task: Task, problem: Problem, text: str, finish: str, hinted: bool) -> str:
-    """One of VERDICTS. A rationale is kept if and only if it is "right" (the filter, lines 5 and 6 of Algorithm 1)."""
+def verdict(task: Task, problem: Problem, text: str, finish: str, hinted: bool) -> tuple[str, str | None]:
+    """(one of VERDICTS, the answer that was read). A rationale is kept if and only if it is "right" (the filter, lines
+    5 and 6 of Algorithm 1). ValueError, one line that names file and method, where the task's own code fails."""
+    answer = ask(task, "extract", text)
     if finish == "length":
-        return "length"
-    if task.extract(text) is None:
-        return "unparsed"
-    if not task.right(problem, text):
-        return "wrong"
-    return "leak" if hinted and task.leaks(problem, text) else "right"
+        return "length", answer
+    if answer is None:
+        return "unparsed", None
+    if not ask(task, "right", problem, text):
+        return "wrong", answer
+    return "leak" if hinted and ask(task, "leaks", problem, text) else "right", answer
 
 
 def verdicts(generations: Iterable[Generation]) -> dict[str, int]:
     """How many of each: unparsed, wrong and truncated are different things."""
     seen = Counter(g.verdict for g in generations)
     return {v: seen[v] for v in VERDICTS}
+
+
+def counts(tried: Sequence[Generation], retried: Sequence[Generation]) -> dict:
+    """Of an iteration: how many rationales were kept and rationalized; how many problems were dropped, by the verdict
+    on their last try. "truncated", "tries" and "mean_tokens" are of the tries without a hint."""
+    last = {g.problem: g.verdict for g in [*tried, *retried]}
+    unaided, solved = {g.problem for g in tried if g.kept}, {g.problem for g in [*tried, *retried] if g.kept}
+    right = {"kept": tried, "rationalized": retried}
+    return {
+        "problems": len(last),
+        **{name: sum(g.kept for g in tries) for name, tries in right.items()},
+        "solved": len(solved), "rationalized_problems": len(solved - unaided),
+        "truncated": sum(g.finish == "length" for g in tried), "tries": len(tried),
+        "distinct": len({(g.problem, g.text.strip()) for g in [*tried, *retried] if g.kept}),
+        "mean_tokens": round(sum(len(g.tokens) for g in tried) / len(tried), 1),
+        **{f"{name}_wrong_steps": sum(g.kept and g.steps_right is False for g in tries)
+           for name, tries in right.items()},
+        "dropped": {v: sum(last[p] == v for p in last.keys() - solved) for v in VERDICTS if v != "right"},
+        "new_tokens": sum(len(g.tokens) for g in [*tried, *retried]),
+    }
 
 
 def accuracy(problems: Sequence[Problem], generations: Iterable[Generation]) -> dict[str, float]:
@@ -51,6 +73,12 @@ def accuracy(problems: Sequence[Problem], generations: Iterable[Generation]) -> 
     """
     right = {g.problem: float(g.verdict == "right") for g in generations}
     return {group: value for group, (value, _) in by_group(problems, right).items()}
+
+
+def accuracy_intervals(problems: Sequence[Problem], generations: Iterable[Generation]) -> dict[str, list[float]]:
+    """95 % interval of `accuracy` by group."""
+    right = {g.problem: float(g.verdict == "right") for g in generations}
+    return {group: list(ends) for group, ends in intervals(problems, right).items()}
 
 
 def by_group(problems: Sequence[Problem], value: dict[str, float]) -> dict[str, tuple[float, int]]:
@@ -105,18 +133,18 @@ def _majority(votes: list[tuple[str | None, bool]]) -> float:
     return len(best & {answer for answer, right in votes if right}) / len(best) if best else 0.0
 
 
-def spread(problems: Sequence[Problem], samples: Iterable[Generation]) -> dict[str, dict]:
+def pass_and_maj(problems: Sequence[Problem], samples: Iterable[Generation]) -> dict[str, dict]:
     """{"pass_at": {"1": mean, "2": ...}, "maj_at": ..., "pass_at_interval": {"1": (low, high), ...}, ...}: means over
     the groups, for k = 1, 2, 4, ... and all samples, of which every problem has as many."""
     of: dict[str, list[Generation]] = {p.id: [] for p in problems}
     for g in samples:
         of[g.problem].append(g)
     n = len(of[problems[0].id])
-    right = {p: sum(g.verdict == "right" for g in made) for p, made in of.items()}
+    right = {p: sum(g.verdict == "right" for g in tries) for p, tries in of.items()}
     out: dict[str, dict] = {"pass_at": {}, "maj_at": {}, "pass_at_interval": {}, "maj_at_interval": {}}
     for k in sorted({*(2**i for i in range(n.bit_length())), n}):
         values = {"pass_at": {p: pass_at(k, right[p], n) for p in of},
-                  "maj_at": {p: maj_at(k, made) for p, made in of.items()}}
+                  "maj_at": {p: maj_at(k, tries) for p, tries in of.items()}}
         for name, value in values.items():
             out[name][str(k)] = by_group(problems, value)["mean"][0]
             out[f"{name}_interval"][str(k)] = intervals(problems, value)["mean"]

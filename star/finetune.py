@@ -7,6 +7,7 @@ It does not choose examples and does not reset adapters: star/loop does.
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -88,14 +89,14 @@ def finetune_steps(
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for step in range(state["step"] if state else 0, steps):
             batch = [examples[i] for i in batch_of_step(len(examples), batch_size, step, seed)]
-            loss = _gradients(model, params, batch, micro_tokens, recompute, pool)
+            loss = step_gradients(model, params, batch, micro_tokens, recompute, pool)
             if not math.isfinite(loss):
                 raise ValueError(f"the loss is {loss} at step {step + 1}: lower the learning rate (lr is {lr})")
             for name, p in params.items():
                 assert p.grad is not None, f"{name} got no gradient"
             torch.nn.utils.clip_grad_norm_(params.values(), clip)
             for group in optimizer.param_groups:
-                group["lr"] = lr * factor(step, steps, warmup, schedule)
+                group["lr"] = lr * lr_factor(step, steps, warmup, schedule)
             optimizer.step()
             torch.autograd.graph.increment_version(params.values())  # a fused step writes uncounted (star/lora)
             optimizer.zero_grad(set_to_none=True)
@@ -108,45 +109,60 @@ def finetune_steps(
     assert torch.equal(frozen, fingerprint(model)), "training changed a frozen weight"
 
 
-def factor(step: int, steps: int, warmup: int, schedule: str) -> float:
+def lr_factor(step: int, steps: int, warmup: int, schedule: str) -> float:
     """Share of the peak learning rate at step 0, 1, ...: warmup=2, steps=6, linear: 0.5, 1, 1, 0.75, 0.5, 0.25."""
     if step < warmup:
         return (step + 1) / warmup
     return 1.0 if schedule == "constant" else (steps - step) / (steps - warmup)
 
 
-def _gradients(model: Decoder, params: dict, batch: Sequence[Example], micro_tokens: int, recompute: bool,
-               pool: ThreadPoolExecutor) -> float:
+def step_gradients(model: Decoder, params: dict, batch: Sequence[Example], micro_tokens: int, recompute: bool,
+                   pool: ThreadPoolExecutor) -> float:
     """Set the gradients of the step's mean loss (nats a target token, over all micro-batches) and return the loss.
 
-    On a CPU micro-batches run side by side, with a share of the cores each: cores then wait for each other once a step
-    and not in every operation. Their gradients are added in a fixed order.
+    Gradients are added up in the order of the micro-batches, as they come: the same bits however many there are at
+    once, and memory for few of them.
     """
     c = model.config
     weight, bias = model.head()
     n_targets = sum(len(e.tokens) - e.n_prompt for e in batch)
 
-    def one(b: Batch, threads: int | None = None) -> tuple[torch.Tensor, ...]:
-        if threads:
-            torch.set_num_threads(threads)
+    def work(b: Batch) -> tuple[torch.Tensor, ...]:
         hidden = b.hidden(model, recompute)  # (N, D): only rows with a target meet the vocabulary
         nll = linear_cross_entropy(hidden, weight, b.targets, bias, c.logit_scale, c.logit_cap) / n_targets
         return nll.detach(), *torch.autograd.grad(nll, params.values())
 
-    rows = micro_batches(batch, micro_tokens, model.device)
-    if model.device.type == "cpu":
-        rows, cores = list(rows), torch.get_num_threads()
-        workers = min(len(rows), cores)
-        try:
-            done = list(pool.map(one, rows, [cores // workers] * len(rows)))
-        finally:
-            torch.set_num_threads(cores)
-    else:
-        done = map(one, rows)
-    loss, *grads = (sum(parts[1:], parts[0]) for parts in zip(*done, strict=True))
-    for p, grad in zip(params.values(), grads, strict=True):
-        p.grad = grad
+    rows, loss = micro_batches(batch, micro_tokens, model.device), 0.0
+    for nll, *grads in side_by_side(work, list(rows), pool) if model.device.type == "cpu" else map(work, rows):
+        loss = loss + nll
+        for p, grad in zip(params.values(), grads, strict=True):
+            p.grad = grad if p.grad is None else p.grad.add_(grad)
+        del grads, grad  # not held while the next are waited for
     return loss.item()
+
+
+def side_by_side(work: Callable, rows: Sequence[Batch], pool: ThreadPoolExecutor) -> Iterator[tuple]:
+    """The results of work(row) in the order of the rows, some rows at a time with a share of the cores each.
+
+    So cores wait for each other once a step and not in every operation. A result more than that is held at most.
+    """
+    cores = torch.get_num_threads()
+    workers = min(len(rows), cores)
+
+    def one(row: Batch) -> tuple:
+        torch.set_num_threads(cores // workers)
+        return work(row)
+
+    running = deque()
+    try:
+        for row in rows:
+            running.append(pool.submit(one, row))
+            if len(running) > workers:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+    finally:
+        torch.set_num_threads(cores)
 
 
 def _check(model: Decoder, examples: Sequence[Example], params: dict, steps: int, batch_size: int) -> None:

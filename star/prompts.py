@@ -14,11 +14,11 @@ from star.tasks import Task
 def render(task: Task, problem: Problem, chat=None, hinted: bool = False, few_shot: bool = True) -> str:
     """The prompt as text. chat: a template (checkpoints/chat) that makes turns of few-shot examples and question."""
     if chat is not None:
-        shown = task.turns(hinted) if few_shot else []
-        turns = [turn for asked, said in shown for turn in (("user", asked), ("assistant", said))]
-        return chat.render([*turns, ("user", task.said(problem, hinted))])
-    prefix = task.shown(problem, hinted) if few_shot else ""
-    return prefix + (task.hinted(problem) if hinted else task.question(problem))
+        shown = task.turns(problem, hinted) if few_shot else []
+        turns = [turn for asked, answered in shown for turn in (("user", asked), ("assistant", answered))]
+        return chat.render([*turns, ("user", task.turn(problem, hinted))])
+    examples = task.few_shot(problem, hinted) if few_shot else ""
+    return examples + (task.hinted(problem) if hinted else task.question(problem))
 
 
 def encode(task: Task, problem: Problem, tokenizer, hinted: bool = False, few_shot: bool = True) -> list[int]:
@@ -36,10 +36,10 @@ def encode(task: Task, problem: Problem, tokenizer, hinted: bool = False, few_sh
     return ids
 
 
-def share(prompts: Sequence[list[int]]) -> tuple[list[int], list[list[int]]]:
+def split_prefix(prompts: Sequence[list[int]]) -> tuple[list[int], list[list[int]]]:
     """(longest common id prefix, what is left of each prompt); at least one id is left to each.
 
-    share([[1, 2, 3], [1, 2, 4, 5]]) -> ([1, 2], [[3], [4, 5]])
+    split_prefix([[1, 2, 3], [1, 2, 4, 5]]) -> ([1, 2], [[3], [4, 5]])
     """
     first, last = min(prompts, default=[]), max(prompts, default=[])  # the two that differ earliest
     common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
@@ -55,14 +55,3 @@ def example(task: Task, problem: Problem, tokenizer, rationale: Sequence[int], f
     prompt = encode(task, problem, tokenizer, few_shot=few_shot)
     end = [] if rationale and rationale[-1] in tokenizer.eos_ids else [tokenizer.eos_ids[0]]
     return Example((*prompt, *rationale, *end), len(prompt))
-
-
-def written(task: Task, problem: Problem, tokenizer, text: str, few_shot: bool = False) -> Example:
-    """The training sequence of a rationale that somebody wrote, as `task.gold`: encoded as one text with its prompt."""
-    chat = getattr(tokenizer, "chat", None)
-    text = text.strip() if chat is not None else text
-    prompt = encode(task, problem, tokenizer, few_shot=few_shot)
-    whole = tokenizer.encode(render(task, problem, chat, few_shot=few_shot) + text)
-    if whole[: len(prompt)] != prompt:  # the text's first characters would join the prompt's last token
-        whole = [*prompt, *tokenizer.encode(text, special=False)]
-    return example(task, problem, tokenizer, whole[len(prompt) :], few_shot)

@@ -8,7 +8,6 @@ without and 100 with a hint for each length. That asymmetry makes "explain a giv
 is what rationalization needs. The held-out sums of star/tasks/arithmetic are never shown. A seed decides everything.
 """
 
-import argparse
 import io
 import random
 import sys
@@ -23,10 +22,13 @@ from checkpoints.families import decoder_config
 from checkpoints.files import write_atomically
 from kernels.cross_entropy import linear_cross_entropy
 from star.batch import micro_batches
+from star.config import StarConfig
 from star.decoder import Decoder, Linear
-from star.evaluate import verdict
-from star.finetune import factor
+from star.evaluate import by_group
+from star.finetune import lr_factor
 from star.problem import Example, Problem
+from star.rollout import Rollout
+from star.run.flags import Parser, command
 from star.sampler import Sampler
 from star.tasks.arithmetic import Arithmetic, split
 
@@ -76,7 +78,7 @@ class Curriculum:
         self.worked = [(p, i >= UNAIDED) for n in (3, 4, 5)
                        for i, p in enumerate(self.rng.sample(split(n)[0], UNAIDED + HINTED))]
 
-    def draw(self) -> Example:
+    def next(self) -> Example:
         if self.rng.random() < 0.4:
             return self.example(*self.rng.choice(self.worked))
         problem = self.rng.choice(self.short[1 if self.rng.random() < 0.3 else 2])
@@ -94,43 +96,38 @@ def pretrain(model: Decoder, curriculum: Curriculum, steps: int) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     weight, bias = model.head()
     for step in tqdm(range(steps), desc="pretrain", unit="step"):
-        batch = [curriculum.draw() for _ in range(BATCH)]
+        batch = [curriculum.next() for _ in range(BATCH)]
         n_targets = sum(len(e.tokens) - e.n_prompt for e in batch)
         for b in micro_batches(batch, 2048, model.device):
             (linear_cross_entropy(b.hidden(model), weight, b.targets, bias) / n_targets).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:
-            group["lr"] = LR * factor(step, steps, WARMUP, "linear")
+            group["lr"] = LR * lr_factor(step, steps, WARMUP, "linear")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
 
 def report(model: Decoder, tokenizer, task: Arithmetic) -> None:
     """Held-out accuracy by length: without hint, with it, and with every step right too."""
-    sampler = Sampler(model, slots=512, max_len=256, tokenizer=tokenizer)
-    groups = sorted({p.group for p in task.heldout})
-    print("held-out %        " + "".join(f"{g:>9}" for g in groups) + "     mean")
-    for label, prompt in (("without hint", task.question), ("with hint", task.hinted)):
-        outs = sampler.generate([tokenizer.encode(prompt(p)) for p in task.heldout], max_new_tokens=task.max_new_tokens,
-                                stop_ids=tokenizer.eos_ids)
-        texts = [tokenizer.decode(list(o.tokens)) for o in outs]
-        judged = zip(task.heldout, texts, outs, strict=True)
-        right = [verdict(task, p, t, o.finish, False) == "right" for p, t, o in judged]
-        steps = [r and task.check_steps(p, t) for p, t, r in zip(task.heldout, texts, right, strict=True)]
+    rollout = Rollout(Sampler(model, slots=512, max_len=256, tokenizer=tokenizer), tokenizer, task, StarConfig())
+    print("held-out %        " + "".join(f"{g:>9}" for g in by_group(task.heldout, {p.id: 0 for p in task.heldout})))
+    for label, phase in (("without hint", "generate"), ("with hint", "rationalize")):
+        judged = rollout.complete(1, phase, task.heldout)
+        right = {g.problem: float(g.kept) for g in judged}
+        steps = {g.problem: float(g.kept and g.steps_right is True) for g in judged}
         for name, hits in ((label, right), ("  every step too", steps)):
-            shares = [[h for p, h in zip(task.heldout, hits, strict=True) if p.group == g] for g in groups]
-            shares = [100 * sum(s) / len(s) for s in shares]
-            print(f"{name:18}" + "".join(f"{s:9.1f}" for s in shares) + f"{sum(shares) / len(shares):9.1f}")
+            shares = (100 * share for share, _ in by_group(task.heldout, hits).values())
+            print(f"{name:18}" + "".join(f"{s:9.1f}" for s in shares))
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@command
+def main(argv: list[str]) -> None:
+    parser = Parser(__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/tiny-adder"), help="folder to write, new or empty")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     if args.out.exists() and any(args.out.iterdir()):
-        print(f"error: {args.out} exists and is not empty: give another --out", file=sys.stderr)
-        return 2
+        raise FileExistsError(f"{args.out} exists and is not empty: give another --out")
     torch.set_num_threads(1)  # more threads add in another order: the same seed would give other weights
     args.out.mkdir(parents=True, exist_ok=True)
     train_tokenizer(args.out)
@@ -143,7 +140,6 @@ def main(argv: list[str] | None = None) -> int:
     if (checkpoints.SHIPPED / "model.safetensors").is_file():
         same = (checkpoints.SHIPPED / "model.safetensors").read_bytes() == (args.out / "model.safetensors").read_bytes()
         print(f"{args.out}: {'byte for byte the model that ships' if same else 'differs from the model that ships'}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,26 +1,24 @@
-"""What a run generated, read back from samples/iter-NNN.jsonl: listed, filtered, and one problem across iterations.
+"""What a run generated, read back from samples/iter-NNN.jsonl: counted, filtered, listed, and each problem's way.
 
-It judges nothing again and shows only what was written down then; a right answer is known to it only where some
-generation gave it. It returns lines of plain text, and whatever a model wrote is safe to print. It prints nothing.
+It judges nothing again and shows only what was written down then. It returns lines of plain text, in which whatever a
+model wrote is safe to print. It prints nothing.
 """
 
-import difflib
 import gc
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 
 from star.evaluate import VERDICTS
-from star.problem import Generation
-from star.run import generation, read_lines
+from star.problem import PHASES, Generation
+from star.run.folder import generation, read_lines
 
-PHASES = ("generate", "rationalize", "validate", "evaluate", "pass at k")  # in the order of an iteration
+SAMPLED = tuple(phase for phase in PHASES if phase != "train")
 OUTCOMES = {  # beside VERDICTS' own names
-    "kept": lambda g: g.verdict == "right" and g.phase == "generate",
-    "rationalized": lambda g: g.verdict == "right" and g.phase == "rationalize",
+    "kept": lambda g: g.kept and g.phase == "generate",
+    "rationalized": lambda g: g.kept and g.phase == "rationalize",
     "failed": lambda g: g.verdict != "right",
     "truncated": lambda g: g.verdict == "length",
 }
@@ -29,7 +27,6 @@ FAILED_MARKS = {"wrong": "w", "unparsed": "u", "length": "t", "leak": "l"}
 LEGEND = ("K kept, R rationalized (both trained on), E right in an evaluation; "
           "w wrong, u unparsed, t truncated, l leak; . not tried")
 SHOWN = 12  # lines of a text in a listing
-COLUMN, GAP = 28, " | "
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,7 @@ class Filter:
     problem: str | None = None  # an id, or what stands behind a "-" at its end: 17 for train-17
 
     def __post_init__(self):
-        for name, choices in (("phase", PHASES), ("verdict", (*VERDICTS, *OUTCOMES))):
+        for name, choices in (("phase", SAMPLED), ("verdict", (*VERDICTS, *OUTCOMES))):
             value = getattr(self, name)
             if value is not None and value not in choices:
                 raise ValueError(f"the {name} is {value!r}; it must be one of {', '.join(choices)}")
@@ -69,13 +66,26 @@ def load(run: Path) -> list[Generation]:
 def _checked(record: dict, path: Path, number: int) -> Generation:
     try:
         g = generation(record)
-        named = g.phase in PHASES and g.verdict in VERDICTS
+        named = g.phase in SAMPLED and g.verdict in VERDICTS
         numbers, texts = (g.iteration, g.sample), (g.problem, g.text, g.answer or "")
         if not (named and all(isinstance(n, int) for n in numbers) and all(isinstance(t, str) for t in texts)):
             raise TypeError("a field has a value that it cannot have")
     except (AttributeError, KeyError, TypeError) as e:
         raise ValueError(f"{path}, line {number}, is no generation that this version knows: {e}") from None
     return g
+
+
+def browse(run: Path, wanted: Filter, limit: int, width: int) -> list[str]:
+    """Without a filter an overview and each problem's way, else a list. ValueError says what there is instead of none.
+    """
+    everything = load(run)
+    found = [g for g in everything if matches(g, wanted)]
+    if not found:
+        raise ValueError(nothing(wanted, everything))
+    if wanted != Filter():
+        return listing(found, limit, width)
+    tries = [g for g in found if g.phase in ("generate", "rationalize")]
+    return [*overview(found), "", *journeys(tries or found, limit)]
 
 
 def matches(g: Generation, filter: Filter) -> bool:
@@ -92,19 +102,17 @@ def matches(g: Generation, filter: Filter) -> bool:
 def nothing(filter: Filter, generations: Sequence[Generation]) -> str:
     """One line for a filter that none of these generations passes: what there is instead."""
     asked = vars(filter) | {"iterations": filter.iterations and "{}-{}".format(*filter.iterations)}
-    said = "no generation" + "".join(f", {name} {visible(str(v))}" for name, v in asked.items() if v is not None)
+    line = "no generation" + "".join(f", {name} {visible(str(v))}" for name, v in asked.items() if v is not None)
     found = [g for g in generations if matches(g, Filter(problem=filter.problem))]
     there = found or generations
-    if there:
-        seen, phases, verdicts = ({getattr(g, name) for g in there} for name in ("iteration", "phase", "verdict"))
-        said += (f"; {'it has' if found and filter.problem else 'there are'} iterations {min(seen)}-{max(seen)}, "
-                 f"phases {', '.join(p for p in PHASES if p in phases)}, "
-                 f"verdicts {', '.join(v for v in VERDICTS if v in verdicts)}")
-    if there and not found:
-        ids = {name: g.problem for g in generations for name in (g.problem.rpartition("-")[2], g.problem)}
-        near = difflib.get_close_matches(filter.problem, ids, 3, 0.5) or list(ids)[:1]
-        said += f"; nearest problems: {', '.join(dict.fromkeys(visible(ids[name]) for name in near))}"
-    return said
+    if not there:
+        return line
+    seen, phases, verdicts = ({getattr(g, name) for g in there} for name in ("iteration", "phase", "verdict"))
+    line += (f"; {'it has' if found and filter.problem else 'there are'} iterations {min(seen)}-{max(seen)}, "
+             f"phases {', '.join(p for p in PHASES if p in phases)}, "
+             f"verdicts {', '.join(v for v in VERDICTS if v in verdicts)}")
+    ids = list(dict.fromkeys(clip(g.problem, 40) for g in generations))
+    return line if found else f"{line}, problems such as {', '.join(ids[:3])}"
 
 
 def overview(generations: Sequence[Generation]) -> list[str]:
@@ -123,11 +131,12 @@ def overview(generations: Sequence[Generation]) -> list[str]:
 
 
 def listing(generations: Sequence[Generation], limit: int, width: int) -> list[str]:
-    """A block for each of the first `limit` generations: what it is and how it was judged, then its text."""
+    """A block for each of the first `limit` generations, iteration by iteration: what it is, its verdict, its text."""
     lines = []
-    for g in generations[:limit]:
+    for g in sorted(generations, key=_position)[:limit]:
         says = f" (says {clip(g.answer, 40)})" if g.answer is not None else ""
-        lines.append(f"iter {g.iteration} {g.phase} {clip(g.problem, 60)} sample {g.sample}: {g.verdict}{says}")
+        steps = ", but a step is wrong" if g.steps_right is False else ""
+        lines.append(f"iter {g.iteration} {g.phase} {clip(g.problem, 60)} sample {g.sample}: {g.verdict}{says}{steps}")
         text = wrapped(g.text, width - 4)
         if len(text) > SHOWN + 1:  # one line more takes no more room than saying so
             text[SHOWN:] = [f"... {len(text) - SHOWN} more lines"]
@@ -136,53 +145,8 @@ def listing(generations: Sequence[Generation], limit: int, width: int) -> list[s
     return [*lines, f"... {left} more generation{'s' * (left > 1)}"] if left > 0 else lines[:-1]
 
 
-def side_by_side(generations: Sequence[Generation], width: int, questions: dict[str, str] | None = None) -> list[str]:
-    """One problem's generations as columns, in the order they were made; what does not fit stands in bands below.
-
-    A text that stands in an earlier column is named, not repeated. ValueError if there are several problems.
-    """
-    ids = list(dict.fromkeys(g.problem for g in generations))
-    if len(ids) > 1:
-        raise ValueError(f"side by side is for one problem, and these are {len(ids)}: "
-                         f"{', '.join(clip(i, 40) for i in ids[:4])}{', ...' * (len(ids) > 4)}; give one whole id")
-    made = sorted(generations, key=_position)
-    right = next((g.answer for g in made if g.verdict == "right"), None)
-    across = max(1, min(len(made), (width + len(GAP)) // (COLUMN + len(GAP))))
-    wide = (width + len(GAP)) // across - len(GAP)
-    lines = [f"problem {clip(i, 60)}" for i in ids]
-    lines += ["    " + line for i in ids if i in (questions or {}) for line in wrapped(questions[i], width - 4)]
-    columns = [[_title(g), *wrapped(_judgement(g, right), wide), "", *wrapped(_text(g, made), wide)] for g in made]
-    for start in range(0, len(columns), across):
-        rows = zip_longest(*columns[start : start + across], fillvalue="")
-        lines += ["", *(GAP.join(cell.ljust(wide) for cell in row).rstrip() for row in rows)]
-    return lines
-
-
 def _position(g: Generation) -> tuple[int, int, int]:
     return g.iteration, PHASES.index(g.phase), g.sample
-
-
-def _title(g: Generation) -> str:
-    return f"it {g.iteration} · {g.phase}" + (f" · {g.sample}" if g.sample else "")
-
-
-def _judgement(g: Generation, right: str | None) -> str:
-    """The verdict in a line: "✓ rationalized", "✗ wrong: 5 ≠ 8"; without the 8 where no generation arrived at it."""
-    if g.verdict == "right":
-        name = "rationalized" if g.phase == "rationalize" else "right"
-        return f"✓ {name}" + (", but a step is wrong" if g.steps_right is False else "")
-    if g.verdict != "wrong":
-        return f"✗ {g.verdict}"
-    return f"✗ wrong: {g.answer}" + (f" ≠ {right}" if right is not None else "")
-
-
-def _text(g: Generation, made: list[Generation]) -> str:
-    """The text of a generation, or which of those made before it stands for."""
-    first = next(other for other in made if other.text == g.text)
-    if first is g:
-        return g.text
-    alone = sum(other.iteration == first.iteration for other in made) == 1
-    return f"(as in iteration {first.iteration})" if alone else f"(as in {_title(first)})"
 
 
 def journeys(generations: Sequence[Generation], limit: int) -> list[str]:

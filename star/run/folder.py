@@ -1,6 +1,6 @@
 """The folder of a run: everything that happened, written so that a stop at any moment loses at most the work in hand.
 
-    config.json            settings, command line, versions, git commit, device, dtype
+    config.json            settings, task options, command line, versions, git commit, device, dtype
     metrics.jsonl          one line an iteration; equal runs write equal lines
     timings.jsonl          seconds and tokens/s by phase: all that differs between two equal runs is here or above
     samples/iter-003.jsonl every generation with its verdict
@@ -8,7 +8,8 @@
     curves.png             held-out accuracy over iterations
     state.json             where to go on; written last, atomically
 
-It writes what star/loop yields, and reads it back for --resume. It decides nothing and prints nothing.
+It writes what star/loop yields, and reads it back: `Run.open` is the one reader of config.json. It decides nothing and
+prints nothing.
 """
 
 import json
@@ -16,17 +17,17 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from checkpoints.adapters import save_adapter
 from checkpoints.files import read_json, write_atomically, write_json
-from star.config import StarConfig
+from star.config import DEFAULTS, StarConfig
 from star.decoder import Decoder
-from star.loop import Chunk, Event, Finished, Phase, State, Tick
-from star.problem import Generation
+from star.loop import State
+from star.problem import Chunk, Event, Finished, Generation, Phase, Tick
 
 
 @dataclass
@@ -62,15 +63,16 @@ class Clock:
 
 
 class Run:
-    """One run folder. `create` a new one or `resume` one; then give `record` every event."""
+    """One run folder. `create` a new one, `open` or `resume` one; then give `record` every event."""
 
-    def __init__(self, folder: Path, config: StarConfig):
-        self.folder, self.config, self.clock = folder, config, Clock()
+    def __init__(self, folder: Path, config: StarConfig, options: dict):
+        self.folder, self.config, self.options, self.clock = folder, config, options, Clock()
+        self.iteration, self.best, self.finished = -1, None, False  # as in state.json
         self.timings: dict = {}  # of the iteration last finished
         self.where = "before the first iteration"
 
     @classmethod
-    def create(cls, folder: Path | None, config: StarConfig, facts: dict) -> "Run":
+    def create(cls, folder: Path | None, config: StarConfig, options: dict, facts: dict) -> "Run":
         """Start a folder; None takes the next free runs/<task>-NNN. FileExistsError if it holds something already."""
         if folder is None:
             taken = [p.name.rpartition("-")[2] for p in Path("runs").glob(f"{config.task}-*")]
@@ -81,38 +83,53 @@ class Run:
                                   "another --out")
         for part in ("samples", "adapters"):
             (folder / part).mkdir(parents=True, exist_ok=True)
-        write_json(folder / "config.json", {"settings": asdict(config), **facts})
-        write_json(folder / "state.json", {"iteration": -1, "finished": False})
-        return cls(folder, config)
+        write_json(folder / "config.json", {"settings": asdict(config), "options": options, **facts})
+        run = cls(folder, config, options)
+        run._write_state(-1, None, False)
+        return run
+
+    @classmethod
+    def open(cls, folder: Path, **changed) -> "Run":
+        """A run as it was left, to read. FileNotFoundError or ValueError, one line, for what is no run of this version.
+
+        changed: settings in place of the run's own.
+        """
+        for name in ("state.json", "config.json"):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"{folder} is no run: it has no {name}; a run lies in runs/NAME")
+        written, state = read_json(folder / "config.json"), read_json(folder / "state.json")
+        settings, options = written.get("settings"), written.get("options", {})
+        if not isinstance(settings, dict) or not isinstance(options, dict) or type(state.get("iteration")) is not int:
+            raise ValueError(f"{folder}: config.json has no settings, or state.json no iteration")
+        odd, lacks = sorted(set(settings) - set(DEFAULTS)), sorted(set(DEFAULTS) - set(settings))
+        if odd or lacks:
+            what = [f"{verb} {', '.join(names)}" for verb, names in (("has", odd), ("lacks", lacks)) if names]
+            raise ValueError(f"{folder} was written by another version: config.json {' and '.join(what)}; go on with "
+                             f"that version (git commit {written.get('git_commit')})")
+        settings |= {k: written[k] for k in ("dtype", "slots") if k in written}  # what auto came to then
+        try:
+            config = StarConfig(**settings)
+        except ValueError as e:
+            raise ValueError(f"{folder}/config.json: {e}") from None
+        run = cls(folder, replace(config, **changed), options)
+        run.iteration, run.best, run.finished = state["iteration"], state.get("best"), state.get("finished") is True
+        return run
 
     @classmethod
     def resume(cls, folder: Path, **changed) -> tuple["Run", State, list[Generation]]:
         """(run, state, what star/loop needs of the generations made); settings are the run's own but for `changed`."""
-        if not (folder / "state.json").is_file():
-            raise FileNotFoundError(f"{folder} is no run: it has no state.json; a run lies in runs/NAME")
-        written = read_json(folder / "config.json")
-        settings = written.get("settings")
-        iteration = read_json(folder / "state.json").get("iteration")
-        if not isinstance(settings, dict) or not isinstance(iteration, int):
-            raise ValueError(f"{folder}: config.json has no settings, or state.json no iteration")
-        settings["dtype"] = written.get("dtype", settings.get("dtype"))  # what auto came to then
-        settings["slots"] = written.get("slots", settings.get("slots"))
-        try:
-            config = StarConfig(**(settings | changed))
-        except TypeError as e:
-            raise ValueError(f"{folder}/config.json does not fit this version: {e}") from None
-        run = cls(folder, config)
+        run = cls.open(folder, **changed)
         for name in ("metrics.jsonl", "timings.jsonl"):  # a stop may have come between these and state.json
-            lines = [r for r in read_lines(folder / name) if r["iteration"] <= iteration]
+            lines = [r for r in read_lines(folder / name) if r["iteration"] <= run.iteration]
             write_atomically(folder / name, "".join(json.dumps(r) + "\n" for r in lines).encode())
-        made = whole_chunks(read_lines(folder / "samples" / f"iter-{iteration + 1:03d}.jsonl"))
-        write_atomically(run.samples(iteration + 1), "".join(json.dumps(r) + "\n" for r in made).encode())
+        records = whole_chunks(read_lines(run.samples(run.iteration + 1)))
+        write_atomically(run.samples(run.iteration + 1), "".join(json.dumps(r) + "\n" for r in records).encode())
         known = {m["iteration"]: m["validation"]["mean"] for m in run.metrics() if "validation" in m}
-        state = State(iteration, known)
-        run._write_state(state.iteration, state.best, state.done(config))
-        if config.rounds == "all":
-            made = [r for i in range(1, iteration + 1) for r in read_lines(run.samples(i))] + made
-        return run, state, [generation(r) for r in made]
+        state = State(run.iteration, known)
+        run._write_state(state.iteration, state.best, state.done(run.config))
+        if run.config.keep == "all":
+            records = [r for i in range(1, run.iteration + 1) for r in read_lines(run.samples(i))] + records
+        return run, state, [generation(r) for r in records]
 
     def samples(self, iteration: int) -> Path:
         return self.folder / "samples" / f"iter-{iteration:03d}.jsonl"
@@ -122,6 +139,15 @@ class Run:
 
     def metrics(self) -> list[dict]:
         return read_lines(self.folder / "metrics.jsonl")
+
+    def choose(self, iteration: int | None, base: bool = False) -> int:
+        """The iteration asked for; None: the best on validation, else the last (0 with `base`)."""
+        last = max(self.iteration, 0)
+        if iteration is None:
+            return 0 if base else max(last if self.best is None else self.best, 0)
+        if not 0 <= iteration <= last:
+            raise ValueError(f"--iteration is {iteration}, but {self.folder} has iterations 0 (the base) to {last}")
+        return iteration
 
     def record(self, event: Event, model: Decoder) -> None:
         """Write down one event of star/loop."""
@@ -154,6 +180,7 @@ class Run:
         self.clock = Clock()
 
     def _write_state(self, iteration: int, best: int | None, finished: bool) -> None:
+        self.iteration, self.best, self.finished = iteration, best, finished
         chosen = {} if best is None else {"best": best}
         write_json(self.folder / "state.json", {"iteration": iteration, "finished": finished, **chosen})
 
@@ -199,7 +226,7 @@ def newest_finished(runs: Path = Path("runs")) -> Path | None:
 
 def facts(model: Decoder, slots: int) -> dict:
     """What a run should say about where it ran, and what "auto" settings came to there."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     commit = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     cuda = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else None
     return {
@@ -207,34 +234,3 @@ def facts(model: Decoder, slots: int) -> dict:
         "git_commit": commit.stdout.strip() or None, "device": str(model.device), "device_name": cuda,
         "dtype": str(model.dtype).removeprefix("torch."), "slots": slots, "threads": torch.get_num_threads(),
     }
-
-
-def draw_curves(folder: Path, metrics: list[dict]) -> None:
-    """curves.png: held-out accuracy by group, and what each iteration trained on. ImportError without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError("curves.png needs matplotlib: pip install 'star-from-scratch[plot]'") from None
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    iterations, seen = [m["iteration"] for m in metrics], [m for m in metrics if "accuracy" in m]
-    for group in metrics[0]["accuracy"]:
-        style = {"color": "black", "linewidth": 2.5} if group == "mean" else {"marker": "o", "markersize": 4}
-        left.plot([m["iteration"] for m in seen], [100 * m["accuracy"][group] for m in seen], label=group, **style)
-    left.set(title="held-out accuracy", xlabel="iteration", ylabel="%", ylim=(-3, 103), xticks=iterations)
-    trained = [m for m in metrics if "kept" in m]
-    bottom = [0] * len(trained)
-    parts = [("kept", lambda m: m["kept"]), ("rationalized", lambda m: m["rationalized"]),
-             ("dropped", lambda m: sum(m["dropped"].values()))]
-    for (label, value), color in zip(parts, ("#2a6fbb", "#f2a541", "#cccccc"), strict=True):
-        heights = [value(m) for m in trained]
-        right.bar([m["iteration"] for m in trained], heights, bottom=bottom, label=label, color=color)
-        bottom = [a + b for a, b in zip(bottom, heights, strict=True)]
-    right.set(xlabel="iteration", ylabel="problems", xticks=iterations[1:])
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-    left.legend(frameon=False)
-    right.legend(frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 0.99))
-    temporary = folder / "curves.tmp.png"
-    figure.savefig(temporary, dpi=110)
-    os.replace(temporary, folder / "curves.png")

@@ -1,0 +1,89 @@
+"""What STaR must beat: fine-tuning on the data's human rationales, or on its answers alone.
+
+    python -m star.experiments.baseline --learn gold --task gsm8k --data DIR --model checkpoints/smollm2-135m
+
+Trains once, on the problems of STaR's first iteration, and is measured as STaR is. All other flags are train.py's.
+"""
+
+import contextlib
+import sys
+from collections.abc import Generator, Iterable
+from dataclasses import replace
+
+from star import lora, prompts
+from star.config import StarConfig
+from star.draws import seed_of
+from star.loop import State, measure, train_adapters, trained
+from star.problem import Event, Example, Finished, Generation, Problem
+from star.rollout import Rollout
+from star.run.flags import command, read_flags
+from star.run.folder import Run, facts
+from star.run.plan import build, make_plan, opening
+from star.run.progress import Progress, summary
+from star.sampler import Sampler
+from star.select import choose_heldout, choose_problems, set_aside
+from star.tasks import Task
+
+
+def learn(sampler: Sampler, tokenizer, task: Task, config: StarConfig, state: State, given: Iterable[Generation]
+          ) -> Generator[Event, None, None]:
+    """Evaluate the base, train on `task.gold` of the first iteration's problems, evaluate."""
+    validation, train = set_aside(task.train, config.validation)
+    heldout, rollout = choose_heldout(task.heldout, config.heldout_problems), Rollout(sampler, tokenizer, task, config,
+                                                                                      given)
+    if state.iteration < 0:
+        state, scores = yield from measure(rollout, state, 0, validation, heldout)
+        yield Finished(0, {"iteration": 0, **scores}, state.done(config))
+    if state.done(config):
+        return
+    problems = choose_problems(train, config.problems, seed_of(config.seed, 1, "draw"))
+    examples = [written(task, p, tokenizer, config.few_shot_train) for p in problems]
+    lora.reset(sampler.model, seed_of(config.seed, 1, "adapters"))
+    stats = yield from train_adapters(sampler, examples, config, 1)
+    state, scores = yield from measure(rollout, state, 1, validation, heldout)
+    yield Finished(1, {"iteration": 1, **scores, "problems": len(problems), **trained(examples, stats)}, True)
+
+
+def written(task: Task, problem: Problem, tokenizer, few_shot: bool) -> Example:
+    """The training sequence of a rationale that somebody wrote: encoded as one text with its prompt."""
+    chat, text = getattr(tokenizer, "chat", None), task.gold(problem)
+    text = text.strip() if chat is not None else text
+    prompt = prompts.encode(task, problem, tokenizer, few_shot=few_shot)
+    whole = tokenizer.encode(prompts.render(task, problem, chat, few_shot=few_shot) + text)
+    if whole[: len(prompt)] != prompt:  # the text's first characters would join the prompt's last token
+        whole = [*prompt, *tokenizer.encode(text, special=False)]
+    return prompts.example(task, problem, tokenizer, whole[len(prompt) :], few_shot)
+
+
+def as_learned(task: Task, what: str) -> Task:
+    """The task whose `gold` is trained on. ValueError where it has none."""
+    task = task.answers_only() if what == "answers" else task
+    if any(task.gold(p) is None for p in task.train):
+        raise ValueError(f"--learn gold needs human rationales, and task {task.name} has none here"
+                         + (": name their field by --fields rationale=..." if task.name == "jsonl" else ""))
+    return task
+
+
+@command
+def main(argv: list[str]) -> None:
+    flags, more = read_flags(argv, __doc__, lambda parser: parser.add_argument(
+        "--learn", choices=("gold", "answers"), required=True, help="human rationales, or answers alone"))
+    if flags.check or (flags.resume and (flags.settings or flags.out)):
+        raise ValueError("--check is train.py's: leave it out" if flags.check else
+                         "--resume keeps the run's settings: leave out all but --learn")
+    run, state, given = Run.resume(flags.resume) if flags.resume else (None, State(), [])
+    config, options = (run.config, run.options) if run else (StarConfig(**flags.settings), flags.options)
+    config = replace(config, iterations=min(config.iterations, 1))
+    plan = make_plan(config, options, lambda task: as_learned(task, more.learn), generates=False)
+    sampler = build(plan)
+    run = run or Run.create(flags.out, config, options, facts(sampler.model, sampler.slots))
+    print("\n".join([*opening(plan, sampler), f"run     {run.folder}\n"]), flush=True)
+    with contextlib.closing(Progress(plan, 0)) as progress:
+        for event in learn(sampler, plan.tokenizer, plan.task, config, state, given):
+            run.record(event, sampler.model)
+            progress.show(event, run)
+    print("\n" + "\n".join(summary(run, flags.price_per_hour)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The desk around a run: flags, plan, cost, progress, folder, history, pictures. Nothing in star/*.py imports it."""

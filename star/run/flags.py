@@ -1,0 +1,219 @@
+"""What a command line says: settings, the task's options, presets; and how a command ends.
+
+A flag for each field of StarConfig and for each option of the task's `load`. A preset is a TOML file of both; flags
+beside it go before it, and what a flag makes senseless in the preset gives way (star/config's table of conflicts).
+"""
+
+import argparse
+import functools
+import signal
+import sys
+import tomllib
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from star.config import CONFLICTS, DEFAULTS, StarConfig, kind_of
+from star.tasks import task_names, task_options
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+@dataclass(frozen=True)
+class Flags:
+    """A command line, understood."""
+
+    settings: dict  # fields of StarConfig, those of the preset included
+    options: dict  # what the task's `load` takes
+    out: Path | None
+    resume: Path | None
+    check: bool
+    preset: str | None
+    show: int
+    price_per_hour: float | None
+
+
+class Parser(argparse.ArgumentParser):
+    """Without abbreviations; an error is a ValueError. default: of flags that name none; SUPPRESS leaves them out."""
+
+    def __init__(self, doc: str, default: str | None = None):
+        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+                         argument_default=default)
+
+    def error(self, message: str):
+        raise ValueError(f"{message}; --help lists the settings")
+
+
+def command(body: Callable[[list[str]], int | None]) -> Callable[..., int]:
+    """Makes a command's `main` of a function of its arguments: one line and exit code 2 for what cannot be done."""
+
+    @functools.wraps(body)
+    def main(argv: list[str] | None = None) -> int:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+        try:
+            return body(sys.argv[1:] if argv is None else argv) or 0
+        except KeyboardInterrupt as e:
+            print(f"stopped {e}".rstrip(), file=sys.stderr)
+            return 130
+        except torch.OutOfMemoryError:
+            print("error: the device's memory is full: lower --slots or --batch-size", file=sys.stderr)
+        except (ValueError, OSError, ImportError) as e:
+            print(f"error: {e}", file=sys.stderr)
+        return 2
+
+    return main
+
+
+def read_flags(argv: list[str], doc: str, more: Callable[[Parser], None] = lambda parser: None
+               ) -> tuple[Flags, argparse.Namespace]:
+    """(what train.py understands, what `more` added). ValueError on what is not understood or cannot be together."""
+    first = Parser("", argparse.SUPPRESS)  # which task it is decides which flags there are
+    first.add_argument("--task")
+    first.add_argument("--preset")
+    first.add_argument("--resume")
+    known, _ = first.parse_known_args([a for a in argv if a not in ("-h", "--help")])
+    preset_file, preset = read_preset(known.preset) if "preset" in known else (None, {})
+    task = getattr(known, "task", preset.get("task", DEFAULTS["task"]))
+    try:
+        options = {} if "resume" in known else task_options(task)
+    except ValueError as e:
+        raise ValueError(f"{preset_file}: {e}" if task is preset.get("task") else str(e)) from None
+
+    parser = Parser(doc, argparse.SUPPRESS)
+    add_settings(parser)
+    add_command(parser)
+    more(parser)
+    add_options(parser, task, options)  # last: it refuses an option that is one of the flags above
+    given, left = parser.parse_known_args(argv)
+    if left:
+        keeps = f"--resume keeps the run's settings: leave out {left[0]}"
+        raise ValueError(keeps if "resume" in known else unknown(left, task))
+    given = vars(given)
+    settings = {k: given.pop(k) for k in list(given) if k in DEFAULTS}
+    chosen = {k: given.pop(k) for k in list(given) if k in options}
+    others = {"out": None, "resume": None, "check": False, "preset": None, "show": 3, "price_per_hour": None}
+    flags = {k: given.pop(k, default) for k, default in others.items()}
+    if flags["preset"] and flags["resume"]:
+        raise ValueError("--resume keeps the run's settings: leave out --preset")
+    if preset_file is not None:
+        settings, chosen = under_flags(preset_file, preset, settings, chosen, options)
+    paths = [(settings, "model"), *((chosen, k) for k, option in options.items() if option.type is Path)]
+    for values, k in paths:
+        if values.get(k):
+            values[k] = str(Path(values[k]).absolute())  # so that the run can be opened from any folder
+    return Flags(settings, chosen, **flags), argparse.Namespace(**given)
+
+
+def add_settings(parser: Parser) -> None:
+    """A flag for each field of StarConfig, with its help; --x and --no-x for a switch."""
+    group = parser.add_argument_group("settings")
+    for f in fields(StarConfig):
+        flag, kind = "--" + f.name.replace("_", "-"), kind_of(f)
+        if kind is bool:
+            words = "" if f.default is None else f" [{'--' if f.default else '--no-'}{flag[2:]}]"
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, help=f.metadata["help"] + words)
+            continue
+        default = "" if f.default is None else f" [{f.default}]"
+        group.add_argument(flag, type=kind, choices=f.metadata["choices"] or None, help=f.metadata["help"] + default,
+                           metavar=None if f.metadata["choices"] else kind.__name__)
+
+
+def add_options(parser: Parser, task: str, options: dict) -> None:
+    """A flag for each option of the task."""
+    group = parser.add_argument_group(f"options of --task {task}")
+    for name, option in options.items():
+        flag = "--" + name.replace("_", "-")
+        if name in DEFAULTS or flag in parser._option_string_actions:
+            raise ValueError(f"task {task}: its option {name!r} is a setting of every run already: rename it")
+        if option.type is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, help=option.help)
+        else:
+            default = "" if option.default in (None, "") else f" [{option.default}]"
+            group.add_argument(flag, type=option.type, metavar=option.type.__name__.lower(), help=option.help + default)
+
+
+def add_command(parser: Parser) -> None:
+    """What is no setting of a run."""
+    group = parser.add_argument_group("the command")
+    group.add_argument("--preset", help=f"{', '.join(preset_names())}, or a TOML file of settings; flags beside it go "
+                       "before it")
+    group.add_argument("--out", type=Path, help="run folder, new or empty [runs/<task>-NNN]")
+    group.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run in this folder")
+    group.add_argument("--check", action="store_true", help="say what a run would stand on and cost, and train nothing")
+    group.add_argument("--show", type=int, help="rationales shown an iteration, with their verdicts [3]")
+    group.add_argument("--price-per-hour", type=float, help="of the device: what the run cost is said at its end")
+
+
+def unknown(left: list[str], task: str) -> str:
+    """What to say of arguments that nobody takes."""
+    name = left[0].partition("=")[0]
+    option = name[2:].replace("-", "_")
+    owners = [t for t in task_names() if name.startswith("--") and option in task_options(t)]
+    whose = f"task {task} has no setting {name}; it belongs to task {', '.join(owners)}" if owners else (
+        f"unrecognized arguments: {' '.join(left)}")
+    return f"{whose}; --help lists the settings"
+
+
+def preset_names() -> list[str]:
+    return sorted(p.stem for p in PRESETS.glob("*.toml"))
+
+
+def read_preset(name: str) -> tuple[Path, dict]:
+    """(file, what stands in it) of a preset's name or of a TOML file."""
+    file = Path(name) if name.endswith(".toml") else PRESETS / f"{name}.toml"
+    if not file.is_file():
+        raise ValueError(f"--preset {name}: no such preset; known are {', '.join(preset_names())}, or give a TOML file")
+    try:
+        return file, tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise ValueError(f"{file} is not TOML: {e}") from None
+
+
+def under_flags(file: Path, preset: dict, settings: dict, options: dict, known: dict) -> tuple[dict, dict]:
+    """(settings, options) of a preset with those given as flags before them.
+
+    What of the preset a flag contradicts is left out: with `epochs` in the file, --first-steps replaces it. ValueError
+    names file and key where the preset itself is wrong.
+    """
+    for key, value in preset.items():
+        if key not in DEFAULTS and key not in known:
+            raise ValueError(f"{file}: {key!r} is no setting; known are {', '.join(DEFAULTS)}"
+                             + (f"; and of its task {', '.join(known)}" if known else ""))
+        kind = known[key].type if key in known else type(value)
+        if type(value) not in {Path: (str,), float: (int, float)}.get(kind, (kind,)):
+            raise ValueError(f"{file}: {key} is {value!r}; it must be of type {kind.__name__.lower()}")
+    mine = {k: v for k, v in preset.items() if k in DEFAULTS}
+    try:
+        StarConfig(**mine)
+    except ValueError as e:
+        raise ValueError(f"{file}: {e}") from None
+    for _ in CONFLICTS:  # one that gives way may make another give way
+        for conflict in CONFLICTS:
+            merged, stated = SimpleNamespace(**DEFAULTS | mine | settings), {*mine, *settings}
+            if conflict.holds(merged, stated):
+                mine = {k: v for k, v in mine.items() if k not in conflict.settings}
+    return mine | settings, {k: v for k, v in preset.items() if k in known} | options
+
+
+def as_flags(settings: dict) -> list[str]:
+    """Settings and options as a command line."""
+    argv = []
+    for name, value in settings.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            argv.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value is not None:
+            argv += [f"--{flag}", str(value)]
+    return argv
+
+
+def without(argv: Iterable[str], *names: str) -> None:
+    """ValueError if one of these flags was given: the caller sets it itself."""
+    taken = {f"--{n}" for n in names} & {a.partition("=")[0].replace("--no-", "--") for a in argv}
+    if taken:
+        raise ValueError(f"{', '.join(sorted(taken))}: this experiment sets it itself, leave it out")

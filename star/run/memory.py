@@ -1,0 +1,141 @@
+"""What memory a run needs, as a sum of shapes, and whether the device has it: refused before anything is loaded.
+
+It sees the outline of a model and changes nothing in it.
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+
+from star.cache import MOST_SLOTS, KVCache
+from star.config import StarConfig
+from star.decoder import Decoder, DecoderConfig
+from star.device import free_memory
+from star.lora import linear_parts
+from star.schedule import PREFILL_TOKENS
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of prompts: `question` is the longest, `examples` the longest few-shot text in front of one."""
+
+    question: int
+    examples: int
+
+    @property
+    def whole(self) -> int:
+        return self.examples + self.question
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes by what for. Sampling and training do not meet: the larger one counts."""
+
+    weights: int
+    adapters: int  # with gradient and both moments
+    copy: int  # merged weights
+    sampling: int
+    training: int
+    slots: int
+
+    @property
+    def most(self) -> int:
+        """At one time."""
+        return self.weights + self.adapters + self.copy + max(self.sampling, self.training)
+
+    def __str__(self) -> str:
+        names = {"adapters": "adapters with gradient and moments", "copy": "merged copy",
+                 "sampling": f"sampling in {self.slots} slots"}
+        parts = {names.get(f.name, f.name): getattr(self, f.name) for f in fields(self) if f.name != "slots"}
+        return ", ".join(f"{name} {size(n)}" for name, n in parts.items() if n)
+
+
+def memory(model: Decoder, config: StarConfig, lengths: Lengths, max_new: int, rows: int, device: torch.device
+           ) -> Memory:
+    """What a run on this outline of a model needs. max_new: tokens of a rationale. rows: the most a phase samples."""
+    weights, c = sum(t.nbytes for _, t in model.tensors()), model.config
+    cpu, free = device.type == "cpu", free_memory(device)
+    token = KVCache.bytes_a_token(c, model.dtype)
+    row = (lengths.question + max_new) * token
+    half = max(free - weights, 0) // 2 if free is not None else MOST_SLOTS * row  # as the sampler chooses
+    slots = min(rows, config.slots or max(1, min(MOST_SLOTS, half // row)))
+    cache = slots * row + lengths.examples * token
+    adapted = dict(model.tensors())
+    shapes = [adapted[f"{part}.weight"].shape for part in linear_parts(model)]
+    copy = sum(out * n_in for out, n_in in shapes) * model.dtype.itemsize
+    return Memory(
+        weights=weights,
+        adapters=4 * max(model.dtype.itemsize, 4) * config.rank * sum(out + n_in for out, n_in in shapes),
+        copy=0 if config.merge is False else copy,
+        sampling=cache + passing(model, config, lengths, slots, cpu),
+        training=training(model, config, lengths, max_new, cpu),
+        slots=slots,
+    )
+
+
+def passing(model: Decoder, config: StarConfig, lengths: Lengths, slots: int, cpu: bool) -> int:
+    """Bytes that sampling needs besides the cache, for a moment: a layer of a prefill, or logits and their noise."""
+    c = model.config
+    tokens = max(lengths.examples, min(PREFILL_TOKENS, slots * lengths.question))
+    scores = lengths.examples > 0 or any(keeps_scores(c, model.dtype, lengths.question, cpu, w)
+                                         for w in c.windows or [None])
+    scored = c.n_heads * lengths.whole * (3 * model.dtype.itemsize + 4) if scores else 0  # with mask and copies
+    prefill = tokens * (scored + (4 * c.d_ff + 4 * c.d_model) * model.dtype.itemsize)
+    return max(prefill, slots * c.vocab * (40 if config.temperature or config.eval_samples else 12))
+
+
+def training(model: Decoder, config: StarConfig, lengths: Lengths, max_new: int, cpu: bool) -> int:
+    """Bytes that a step needs: what is kept of the tokens in work for the backward pass, and a chunk of logits."""
+    sequence = lengths.question + max_new + (lengths.examples if config.few_shot_train else 0)
+    micro = max(config.micro_tokens or (1024 if cpu else 8192), sequence)
+    workers = torch.get_num_threads() if cpu else 1  # a CPU works on several micro-batches side by side
+    tokens = min(workers * micro, config.batch_size * sequence)
+    logits = 3 * 4 * model.config.vocab * min(workers * 1024, tokens)
+    return tokens * kept_bytes(model.config, model.dtype, config.recompute, sequence, cpu) + logits
+
+
+def kept_bytes(c: DecoderConfig, dtype: torch.dtype, recompute: bool, length: int, cpu: bool) -> int:
+    """Bytes that training keeps of one token for the backward pass; with recompute, block inputs and one whole block.
+
+    length: of its sequence, which matters where attention has no kernel and keeps its scores (star/cache). The counts
+    are of numbers that autograd was seen to save (tests/test_memory.py counts again), adapters' own products left out;
+    with a single key head it saves up to a tenth more. (A trial step on torch's "meta" device would need no formula,
+    but has no attention kernel: in float32 it counts scores that no real device keeps.)
+    """
+    size, wide = dtype.itemsize, max(dtype.itemsize, 4)  # norms and softmax work in float32 at least
+    q, kv = c.n_heads * c.head_dim, c.n_kv * c.head_dim
+    norms = {"sandwich": 4, "parallel": 1}.get(c.block, 2)
+    block = c.d_model * (norms * wide + min(norms, 2) * size) + (4 if c.gated else 2) * c.d_ff * size
+    block += (q + kv) * wide if c.qk_norm and wide > size else 0
+    scores = c.n_heads * length * (wide + (size if wide > size else 0) + (size if c.attn_cap else 0))
+    blocks = [block + (2 * (q + kv) * size + scores if keeps_scores(c, dtype, length, cpu, window) else
+                       (4 * q + 3 * kv) * size) for window in c.windows or [None] * c.n_layers]
+    return c.n_layers * c.d_model * size + max(blocks) if recompute else sum(blocks)
+
+
+def keeps_scores(c: DecoderConfig, dtype: torch.dtype, length: int, cpu: bool, window: int | None) -> bool:
+    """Does attention to whole rows of this length hold all scores, having no kernel? As star/cache decides it."""
+    return bool(c.attn_cap) or c.alibi or (window or length) < length or (cpu and dtype.itemsize < 4)
+
+
+def refuse(need: Memory, free: int | None, device: torch.device, config: StarConfig) -> None:
+    """Raise ValueError, with the flag that helps, if the device has no room."""
+    if free is None:
+        return
+    spare = config.merge is None and device.type != "cpu"  # then a copy is made only where there is room
+    held = need.weights + need.adapters + (0 if spare else need.copy)
+    half = "" if config.dtype == "bfloat16" else ", or half as much by --dtype bfloat16"
+    for bytes_, advice in (
+        (need.weights, f"take a smaller model{half}"),
+        (need.weights + need.adapters, "lower --rank"),
+        (held, "take --no-merge"),
+        (held + need.sampling, "lower --slots, or --max-new-tokens"),
+        (held + need.training, "lower --micro-tokens" if config.recompute else "take --recompute"),
+    ):
+        if bytes_ > free:
+            raise ValueError(f"the run needs {size(bytes_)} and {device} has {size(free)} free ({need}): {advice}")
+
+
+def size(n: int) -> str:
+    """Bytes for people: 2.1 MiB, 13.50 GiB."""
+    return f"{n / 2**30:.2f} GiB" if n >= 2**28 else f"{n / 2**20:.1f} MiB"

@@ -1,0 +1,137 @@
+"""A run in words for people: a bar for each phase on stderr; on stdout a line an iteration, and what it looked like.
+
+It is shown the loop's events and what the run folder made of them, and keeps nothing that the folder does not have.
+"""
+
+import sys
+
+from tqdm import tqdm
+
+from star.evaluate import VERDICTS
+from star.problem import Chunk, Event, Finished, Generation, Phase, Tick
+from star.run.folder import Run, read_lines
+from star.run.history import clip
+from star.run.plan import Plan
+from star.run.work import Forecast, duration
+from star.tasks import Task, ask
+
+
+class Progress:
+    """Shows events as they come. show: rationales an iteration."""
+
+    def __init__(self, plan: Plan, show: int = 3):
+        self.plan, self.show_most, self.bar, self.seen = plan, show, None, []
+        self.groups = [*dict.fromkeys(p.group or "all" for p in plan.task.heldout)]
+        self.groups += ["mean"] if len(self.groups) > 1 else []
+        self.forecast, self.paced, self.validates = Forecast(plan.work), False, plan.config.validation > 0
+        self.checks_steps = ask(plan.task, "check_steps", plan.task.train[0], "") is not None
+        accuracy = "".join(f" {g[:7]:>7}" for g in self.groups) + (f" {'valid.':>7}" if self.validates else "")
+        width = 8 * (len(self.groups) + self.validates)
+        held = "held-out accuracy, %" if width >= 20 else "right, %"
+        print(f"{'':4}{held:{width}} | {'examples from':20} | {'wrong':>9} | dropped problems")
+        reasons = " ".join(f"{v:>8}" for v in VERDICTS if v != "right")
+        print(f"{'it':>2}  {accuracy} | {'kept':>5} {'rationalized':>14} | {'steps':>9} | {reasons} | "
+              f"{'tok/s':>7} | {'s':>6} | {'left':>7}", flush=True)
+
+    def show(self, event: Event, run: Run) -> None:
+        if isinstance(event, Tick):
+            self.bar.update()
+        elif isinstance(event, Phase):
+            self.pace(run)
+            self.close()
+            unit = "step" if event.name == "train" else "problem"
+            self.bar = tqdm(total=event.total, desc=f"{event.iteration}: {event.name}", unit=unit, leave=False)
+        elif isinstance(event, Chunk):
+            self.seen += [g for g in event.generations if g.phase in ("generate", "rationalize")]
+            self.pace(run)
+        elif isinstance(event, Finished):
+            self.close()
+            self.row(event.metrics, run.timings)
+            if "kept" in event.metrics and self.show_most:
+                print("\n".join([*keep_rate(event.metrics), *examples(self.seen, self.show_most), ""]), flush=True)
+            self.seen = []
+
+    def pace(self, run: Run) -> None:
+        """After the first chunk: how fast it goes, and what that makes of the whole."""
+        tokens, rows, seconds = run.clock.sampled()
+        if self.paced or not rows:
+            return
+        self.paced = True
+        rest = (sum(self.plan.work.sampled) - rows) * seconds / rows
+        tqdm.write(f"pace    {tokens / seconds:,.0f} tokens/s, {tokens / rows:.1f} tokens a rationale: at most "
+                   f"{duration(rest)} of sampling ahead, training not counted yet", file=sys.stderr)
+
+    def row(self, m: dict, timings: dict | None) -> None:
+        """The line of an iteration."""
+        cells = [m.get("accuracy", {}).get(g) for g in self.groups]
+        cells += [m.get("validation", {}).get("mean")] if self.validates else []
+        line = f"{m['iteration']:>2}  " + "".join(f" {'':>7}" if c is None else f" {100 * c:7.1f}" for c in cells)
+        if "kept" in m:
+            wrong = f"{m['kept_wrong_steps']} + {m['rationalized_wrong_steps']}" if self.checks_steps else "unchecked"
+            line += f" | {m['kept']:5} {m['rationalized']:14} | {wrong:>9} | "
+            line += " ".join(f"{n:8}" for n in m["dropped"].values())
+        else:
+            what = f"({m['examples']} given)" if m["iteration"] else "(base)"
+            line += f" | {what:20} | {'':9} | {'':35}"
+        if timings:
+            rationales = self.plan.work.sampled[m["iteration"]]
+            self.forecast.add(timings["seconds"], rationales, m.get("steps", 0))
+            sampling, training = self.forecast.left(m["iteration"])
+            left = "" if training is None else duration(sampling + training)
+            line += f" | {timings['sampled_tokens_per_s']:7,} | {sum(timings['seconds'].values()):6.1f} | {left:>7}"
+        print(line, flush=True)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def keep_rate(m: dict) -> list[str]:
+    """How much there was to learn from."""
+    cut = m["truncated"] / m["tries"]
+    return [f"      {m['solved']} of {m['problems']} problems solved ({m['solved'] / m['problems']:.1%}), "
+            f"{m['rationalized_problems']} of them only with the hint; {m['distinct']} different rationales to keep; "
+            f"tries without a hint: {m['mean_tokens']} tokens, {cut:.1%} cut off"]
+
+
+def examples(seen: list[Generation], most: int) -> list[str]:
+    """Some of the rationales with their verdicts: each kind once, if it came."""
+    kinds: dict[str, list[Generation]] = {}
+    for g in seen:
+        hinted = g.phase == "rationalize"
+        kind = ("rationalized" if hinted else "kept") if g.kept else f"{g.verdict}, hinted" if hinted else g.verdict
+        kinds.setdefault(kind, []).append(g)
+    order = sorted(kinds, key=lambda k: (k != "kept", k != "rationalized", -len(kinds[k])))
+    from_middle = {kind: found[len(found) // 2 :] + found[: len(found) // 2] for kind, found in kinds.items()}
+    picked = [(kind, from_middle[kind][i]) for i in range(most) for kind in order if i < len(from_middle[kind])]
+    return [f"      {kind:16} {clip(g.problem, 60)}: {clip(' / '.join(g.text.strip().split(chr(10))), 120)}"
+            for kind, g in picked[:most]]
+
+
+def weak(metrics: dict, task: Task) -> str:
+    """The paper's condition for a start (section 6), where the base's few-shot accuracy does not meet it; else ""."""
+    if "interval" not in metrics or metrics["interval"]["mean"][0] > task.chance:
+        return ""
+    share, chance = metrics["accuracy"]["mean"], f" ({task.chance:.1%} by guessing)" if task.chance else ""
+    return (f"note    the base solves {share:.1%} of the held-out problems{chance}: not surely more than chance. The "
+            "paper's remark (section 6): STaR starts only where few-shot accuracy is above chance; GPT-2 could not "
+            "learn arithmetic so\n")
+
+
+def summary(run: Run, price: float | None) -> list[str]:
+    """At the end: which iteration is the best, and what all of them took."""
+    metrics, timings = run.metrics(), read_lines(run.folder / "timings.jsonl")
+    lines, best = [], metrics[-1].get("best", metrics[-1]["iteration"])
+    chosen = next(m for m in metrics if m["iteration"] == best)
+    if "accuracy" in chosen:
+        low, high = chosen["interval"]["mean"]
+        why = "best on validation" if "best" in chosen else "the last"
+        lines.append(f"result  iteration {best} ({why}): {chosen['accuracy']['mean']:.1%} of the held-out problems, "
+                     f"95 % interval {low:.1%} to {high:.1%}; the base {metrics[0]['accuracy']['mean']:.1%}")
+        for name in (name for name in ("pass_at", "maj_at") if name in chosen):
+            shares = ", ".join(f"{v:.1%} @{k}" for k, v in chosen[name].items())
+            lines.append(f"{name.removesuffix('_at'):7} {shares}")
+    hours = sum(sum(t["seconds"].values()) for t in timings) / 3600
+    sampled, trained = (sum(t["tokens"].get(kind, 0) for t in timings) for kind in ("sampled", "trained"))
+    money = f"; {hours * price:.2f} at {price:g} an hour" if price is not None else ""
+    return [*lines, f"spent   {hours:.3f} device-hours; {sampled:,} tokens sampled, {trained:,} trained on{money}"]

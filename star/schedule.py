@@ -1,0 +1,246 @@
+"""Which prompts wait, which rows run in which slot, which have finished: one call of the sampler, step by step.
+
+    waiting -> refill: prefill into free slots -> running: decode, all slots at once -> poll -> finished, slot is free
+
+The slots' state lies on the device, at addresses that stay between calls; the host knows only what it can count. It
+does not check what is asked for and keeps nothing: star/sampler does.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kernels.graph import Graphs
+from star.cache import Decode, KVCache, Prefill
+from star.decoder import Decoder
+from star.draws import draw_tokens
+from star.problem import Completion
+from star.text import Stops
+
+POLL_EVERY = 8  # decode steps between looks at the flags, where a look makes the host wait for a device
+COMPACT = 0.75  # nothing waits and fewer rows than this share still run: they move together, the batch shrinks
+REFILL = 1 / 8  # wait until this share of the slots is free: prompts are prefilled a few at a time
+PREFILL_TOKENS = 8192  # of one prefill, padding counted (one prompt may exceed it)
+BUCKET = 64  # lengths of the cache, and on a device key lengths, are rounded up to this: one graph of a step each
+
+
+@dataclass(frozen=True)
+class Options:
+    """What one call asks for, checked."""
+
+    max_new: list[int]  # a prompt
+    temperature: float
+    top_k: int
+    top_p: float
+    stop_ids: tuple[int, ...]
+    stops: Stops | None
+    seeds: list[int]  # a prompt
+    on_token: Callable[[int, int], None] | None
+    drawable: int  # only ids below it are drawn
+
+
+class Slots:
+    """The slots on the device: cache, state and graphs of the decode step, at addresses that stay between calls.
+
+    Slot b's row has `count` new tokens; the last is drawn, but not yet in the cache, which holds `cached` of its
+    tokens. It ends when count reaches `ends`: its limit, or where a stop id came. Rows that have ended, and free slots,
+    decode along, unseen.
+    """
+
+    def __init__(self, model: Decoder, rows: int, length: int, most: int):
+        """rows: slots. length: of a row in the cache, its prompt included. most: new tokens of a row."""
+        self.cache, self.most = KVCache(model.config, rows, length, model.device, model.dtype), most
+        ints = {"dtype": torch.int64, "device": model.device}
+        self.last, self.cached, self.count, self.ends, self.seeds = (torch.zeros(rows, **ints) for _ in range(5))
+        self.stopped = torch.zeros(rows, dtype=torch.bool, device=model.device)
+        self.new = torch.zeros(rows, most + 1, **ints)  # the last column takes what ended rows draw
+        self.logprobs = torch.zeros(rows, most + 1, device=model.device)
+        self.state = (self.last, self.cached, self.count, self.ends, self.seeds, self.stopped, self.new, self.logprobs)
+        self.stop_ids = torch.zeros(0, **ints)
+        self.graphs = Graphs(model.device)
+        self._recorded: tuple | None = None  # what the graphs depend on beside the addresses here
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        return self.cache.slots, self.cache.length, self.most
+
+    def start(self, model: Decoder, prefix: KVCache | None, o: Options) -> None:
+        """All slots are free, behind this prefix. Graphs are dropped if anything moved, or is asked for otherwise."""
+        self.cache.use_prefix(prefix)
+        for t in self.state:
+            t.zero_()
+        weights = tuple(p.data_ptr() for p in model.parameters())
+        recorded = (weights, prefix, o.temperature, o.top_k, o.top_p, o.stop_ids, o.drawable)
+        if recorded != self._recorded:
+            self.stop_ids = torch.tensor(o.stop_ids, dtype=torch.int64, device=self.last.device)
+            self.graphs, self._recorded = Graphs(self.last.device), recorded
+
+    def move(self, rows: list[int]) -> None:
+        """Move these rows to the first slots."""
+        at = torch.tensor(rows, dtype=torch.int64, device=self.last.device)
+        self.cache.move(at)
+        for t in self.state:
+            t[: len(rows)] = t[at]
+
+
+@dataclass
+class _Row:
+    """What the host knows of a running row without asking the device."""
+
+    index: int  # of the prompt
+    length: int  # own tokens in the cache once the tokens drawn so far are in
+    shown: int = 0  # tokens given to on_token
+    searched: int = 0  # tokens known to hold no stop string
+
+
+class Schedule:
+    """One call of `stream`: which prompts are waiting, which rows are running in which slot."""
+
+    def __init__(self, model: Decoder, slots: Slots, rows: int, prompts: list[list[int]], o: Options):
+        self.model, self.slots, self.prompts, self.o = model, slots, prompts, o
+        # longest first: prompts of a prefill are alike, and the short ones are left for the end
+        self.waiting = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i])))
+        self.running: list[_Row | None] = [None] * rows  # by slot; None: free
+        self.slot_steps = self.row_steps = 0  # decode steps times slots, and those that brought a token
+
+    def run(self) -> Iterator[tuple[int, Completion]]:
+        """Refill, decode, poll; until no prompt waits and no row runs."""
+        free_polls = polls_are_free(self.model.device)
+        every = 1 if free_polls or self.o.on_token else POLL_EVERY
+        while self.waiting or any(self.running):
+            refilled = self._refill()
+            if not self.waiting and sum(map(bool, self.running)) < COMPACT * len(self.running):
+                self._compact()
+            for _ in range(0 if refilled and free_polls else every):  # a row may end at the token its prefill brought
+                self.slots.graphs(self._decode, len(self.running), self._keys_in_use())
+                self.slot_steps += len(self.running)
+                for row in filter(None, self.running):
+                    row.length = min(row.length + 1, self.slots.cache.length)
+            yield from self._poll()
+
+    def _refill(self) -> bool:
+        """Prefill waiting prompts into free slots, and draw their first tokens."""
+        free = [b for b, row in enumerate(self.running) if row is None]
+        if not self.waiting or len(free) < REFILL * len(self.running):
+            return False
+        while self.waiting and free:
+            width, sources, taken = len(self.prompts[self.waiting[0]]), {}, []
+            while self.waiting and len(taken) < len(free):
+                prompt = tuple(self.prompts[self.waiting[0]])
+                if prompt not in sources and sources and (len(sources) + 1) * width > PREFILL_TOKENS:
+                    break
+                taken.append((self.waiting.popleft(), sources.setdefault(prompt, len(sources))))
+            self._prefill(free[: len(taken)], list(sources), [i for i, _ in taken], [s for _, s in taken])
+            free = free[len(taken) :]
+        return True
+
+    def _prefill(self, slots: list[int], prompts: list[tuple[int, ...]], indices: list[int], source: list[int]) -> None:
+        """Put prompts[source[j]], which asks for completion indices[j], into slots[j]."""
+        s, device, width = self.slots, self.model.device, max(map(len, prompts))
+        tokens = torch.tensor([[*p, *[0] * (width - len(p))] for p in prompts]).to(device)  # (unique prompts, width)
+        lengths = [len(prompts[i]) for i in source]
+        limits = [self.o.max_new[i] for i in indices]
+        host = torch.tensor([slots, source, lengths, limits, [self.o.seeds[i] for i in indices]])
+        at, rows, cached, ends, seeds = host.to(device)
+        hidden = self.model.hidden(tokens, Prefill(s.cache, at, rows, cached, width))[:, 0]  # (n, D)
+        zero = torch.zeros_like(at)
+        drawn, logprobs = self._draw(hidden, seeds, zero)
+        s.last[at], s.cached[at], s.seeds[at] = drawn, cached, seeds
+        s.new[at, 0], s.logprobs[at, 0] = drawn, logprobs
+        s.count[at], s.stopped[at] = zero + 1, self._stops(drawn)
+        s.ends[at] = torch.where(s.stopped[at], 1, ends)
+        for slot, index, length in zip(slots, indices, lengths, strict=True):
+            self.running[slot] = _Row(index, length + 1)
+
+    def _decode(self, B: int, used: int) -> None:
+        """One token more for the slots 0..B-1. Reads and writes tensors in place and asks none for its value."""
+        s = self.slots
+        # a row that has ended stays within the keys in use: it must see one, and nobody looks at what it writes
+        index = s.cached[:B].clamp(max=used - 1)
+        hidden = self.model.hidden(s.last[:B, None], Decode(s.cache, index, used))[:, 0]  # (B, D)
+        count, ends = s.count[:B], s.ends[:B]
+        drawn, logprobs = self._draw(hidden, s.seeds[:B], count)
+        going = count < ends
+        column = torch.where(going, count, s.most)[:, None]
+        s.new[:B].scatter_(1, column, drawn[:, None])
+        s.logprobs[:B].scatter_(1, column, logprobs[:, None])
+        s.last[:B] = drawn
+        s.cached[:B] += 1
+        s.count[:B] += going
+        stops = self._stops(drawn) & going
+        s.stopped[:B] |= stops
+        s.ends[:B] = torch.where(stops, s.count[:B], ends)
+
+    def _draw(self, hidden: Tensor, seeds: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        o, logits = self.o, self.model.logits(hidden)
+        return draw_tokens(logits, o.drawable, o.temperature, o.top_k, o.top_p, seeds, index)
+
+    def _stops(self, drawn: Tensor) -> Tensor:
+        return (drawn[:, None] == self.slots.stop_ids).any(dim=1)
+
+    def _keys_in_use(self) -> int:
+        """Own keys that a step looks at, known without asking."""
+        used = max((row.length for row in self.running if row), default=1)
+        if self.model.device.type != "cpu":
+            used = -(-used // BUCKET) * BUCKET
+        return min(used, self.slots.cache.length)
+
+    def _poll(self) -> Iterator[tuple[int, Completion]]:
+        """Read the flags, hand out what has finished and free its slots. The only place that waits for the device."""
+        s, B = self.slots, len(self.running)
+        counts, ends, stopped = torch.stack([s.count[:B], s.ends[:B], s.stopped[:B]]).tolist()
+        watched = self.o.stops is not None or self.o.on_token is not None
+        ids = s.new[:B, : max(counts)].tolist() if watched else None
+        finished = []  # (slot, tokens kept, how it finished)
+        for b, row in enumerate(self.running):
+            if row is None:
+                continue
+            kept, finish = counts[b], None
+            if counts[b] == ends[b]:
+                finish = "stop" if stopped[b] else "length"
+            if watched:
+                kept, finish = self._watch(row, ids[b][:kept], finish)
+            if finish:
+                finished.append((b, kept, finish))
+        yield from self._finish(finished)
+
+    def _watch(self, row: _Row, ids: list[int], finish: str | None) -> tuple[int, str | None]:
+        """(tokens kept, finish) of a row in whose text stop strings are looked for; shows what is certain of it."""
+        stops, sure = self.o.stops, len(ids)
+        if stops is not None:
+            text = ids[:-1] if finish == "stop" else ids  # a stop id is no text
+            found = stops.find(text, row.searched)
+            row.searched = len(text)
+            if found is not None:
+                sure, finish = found[0], "stop"
+            elif finish is None:
+                sure = stops.settled(text) if self.o.on_token else 0
+        if self.o.on_token:
+            for token in ids[row.shown : sure]:
+                self.o.on_token(row.index, token)
+            row.shown = max(row.shown, sure)
+        return sure, finish
+
+    def _finish(self, finished: list[tuple[int, int, str]]) -> Iterator[tuple[int, Completion]]:
+        if not finished:
+            return
+        at = torch.tensor([b for b, _, _ in finished], device=self.model.device)
+        ids, logprobs = self.slots.new[at].tolist(), self.slots.logprobs[at].tolist()
+        for (b, n, finish), tokens, logps in zip(finished, ids, logprobs, strict=True):
+            index, self.running[b] = self.running[b].index, None
+            self.row_steps += max(n - 1, 0)  # the first token came with the prefill
+            yield index, Completion(tuple(tokens[:n]), tuple(logps[:n]), finish)
+
+    def _compact(self) -> None:
+        """Move the running rows to the first slots, and decode only these from now on."""
+        rows = [b for b, row in enumerate(self.running) if row]
+        self.slots.move(rows)
+        self.running = [self.running[b] for b in rows]
+
+
+def polls_are_free(device: torch.device) -> bool:
+    """The CPU has nothing to wait for, so rows are seen to end at once."""
+    return device.type == "cpu"
