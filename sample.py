@@ -27,7 +27,7 @@ from star.run.flags import Parser, command
 from star.run.folder import Run, newest_finished
 from star.run.plan import load_base, load_tokenizer, outline
 from star.sampler import Sampler
-from star.tasks import Task, load_task
+from star.tasks import Task, ask, load_task
 from star.text import TextStream
 
 
@@ -80,7 +80,7 @@ class Asker:
 
     def answer(self, question: str) -> None:
         """Reason aloud and say whether the answer is right."""
-        problem = self.task.parse(question)
+        problem = ask(self.task, "parse", question)
         print(self.task.question(problem).rstrip("\n"))
         g = self.rationale(problem, "generate", show=True)
         if not problem.answer:
@@ -94,9 +94,10 @@ class Asker:
 
     def trace(self, question: str) -> None:
         """One problem's whole way: prompt, rationale, hint, hinted rationale, verdict, and what is trained on."""
-        problem = self.task.parse(question)
+        problem = ask(self.task, "parse", question)
         if not problem.answer:
-            raise ValueError("--trace needs a question whose answer the task can tell, to judge by and to hint with")
+            raise ValueError("--trace needs a question whose answer the task can tell, to judge by and to hint with: "
+                             "its method parse(text) must give a Problem with an answer")
         for phase in ("generate", "rationalize") if self.config.rationalize else ("generate",):
             hinted = phase == "rationalize"
             shown = " (behind the few-shot text)" if self.task.few_shot(problem, hinted) and self.config.shows_examples(
@@ -140,16 +141,19 @@ def asker(args) -> tuple[Asker, str]:
     if folder is None and args.iteration:
         raise ValueError("--iteration needs a run, and runs/ has no finished one; train one: python train.py")
     if folder is None:
-        config, options, iteration, adapter = StarConfig(), {}, 0, None
+        config, options, learns, iteration, adapter = StarConfig(), {}, "rationales", 0, None
         which = "the base model that ships (no finished run in runs/; train one: python train.py)"
     else:
         run = Run.open(folder)
-        config, options, iteration = run.config, run.options, run.choose(args.iteration, base=args.trace)
+        config, options, learns = run.config, run.options, run.learns
+        iteration = run.choose(args.iteration, base=args.trace)
         adapter = run.adapter(iteration) if iteration else None
         which = f"{folder}, iteration {iteration}" + ("" if iteration else " (the base)")
     if args.max_new_tokens is not None:
         config = StarConfig(**vars(config) | {"max_new_tokens": args.max_new_tokens})
-    return Asker(Writer(config, adapter, args), load_task(config.task, **options), config, iteration), which
+    task = load_task(config.task, **options)
+    task = task.answers_only() if learns == "answers" else task
+    return Asker(Writer(config, adapter, args), task, config, iteration), which
 
 
 def read_args(argv: list[str]):

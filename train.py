@@ -58,6 +58,8 @@ def main(argv: list[str]) -> None:
                     draw(run)  # half a second: not for iterations that take little more
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"in {run.where}; go on with: python train.py --resume {run.folder}") from None
+        except ValueError as e:
+            raise ValueError(f"{e} (in {run.where}; what was done until then stands in {run.folder})") from None
     draw(run)
     print("\n" + "\n".join(summary(run, flags.price_per_hour)))
     print(f"curves  {run.folder / 'curves.png'}\nlook    python sample.py --run {run.folder}")
@@ -71,6 +73,8 @@ def resumed(flags: Flags) -> tuple[Run, State, list]:
         raise ValueError(f"--resume keeps the run's settings: leave out {', '.join(fixed)}; only "
                          f"{', '.join('--' + name for name in FREE_ON_RESUME)} may change")
     run, state, given = Run.resume(flags.resume, **flags.settings)
+    if run.learns != "rationales":
+        raise ValueError(f"{flags.resume} is a baseline: go on with python -m star.experiments.baseline --resume")
     if state.done(run.config):
         early = state.iteration < run.config.iterations
         raise ValueError(f"{flags.resume} has finished its {state.iteration} iterations"

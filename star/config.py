@@ -1,7 +1,7 @@
 """Every setting of Algorithm 1 and of what it runs on: one frozen record, one flag each. What they mean stands there.
 
 The defaults are those of the shipped experiment (README says where they differ from the paper). It checks ranges, and
-what cannot be met together (one table, at the end); whether settings suit a model or a task is seen where those are
+what contradicts each other (one table, at the end); whether settings suit a model or a task is seen where those are
 known. What only one task takes is no setting here: see the task's `load`.
 """
 
@@ -131,6 +131,8 @@ def checked(f: Field, value):
         value = float(value)
     if type(value) is not kind:
         raise ValueError(f"{flag} is {value!r}; it must be of type {kind.__name__}")
+    if value == "":
+        raise ValueError(f"{flag} is empty: leave it out, or give a value")
     if meta["choices"] and value not in meta["choices"]:
         raise ValueError(f"{flag} is {value!r}; it must be one of {', '.join(meta['choices'])}")
     if kind is float and math.isnan(value):
@@ -144,9 +146,9 @@ def checked(f: Field, value):
 
 @dataclass(frozen=True)
 class Conflict:
-    """Settings that cannot be met together, when it is so, and what to say. star/run/flags resolves presets by it."""
+    """Settings that can contradict each other, when they do, and what to say. star/run/flags resolves presets by it."""
 
-    settings: tuple[str, ...]
+    settings: tuple[str, ...]  # in the order in which those of a preset give way to flags
     holds: Callable[[StarConfig | SimpleNamespace, set[str]], bool]  # of settings, and of which were stated
     why: str  # a format of the settings
 

@@ -166,4 +166,4 @@ def nothing_solved(n: int, tried: Sequence[Generation], retried: Sequence[Genera
     return (f"iteration {n}: none of {len({g.problem for g in tried})} problems was solved, with {len(retried)} hinted "
             f"retries ({how}): there is nothing to learn from. The paper's limit (section 6): few-shot accuracy must "
             "be above chance; GPT-2 could not start on arithmetic; try easier problems, a model that solves some of "
-            f"them, other examples (--few-shot), {hint}or a longer --max-new-tokens if many end by length")
+            f"them, other few-shot examples, {hint}or a longer --max-new-tokens if many end by length")

@@ -171,6 +171,8 @@ class Sampler:
         key = (tuple(prefix), lora.version(self.model))
         if self._prefix is None or self._prefix[0] != key:
             self._prefix = None  # the old one goes before the new one comes
+            if self._slots is not None:
+                self._slots.leave_prefix()
             cache = KVCache(model.config, 1, len(prefix), model.device, model.dtype)
             row = torch.zeros(1, dtype=torch.int64, device=model.device)
             model.hidden(torch.tensor([prefix], device=model.device), Prefill(cache, row, row, row + 1, len(prefix)))

@@ -78,6 +78,11 @@ class Slots:
             self.stop_ids = torch.tensor(o.stop_ids, dtype=torch.int64, device=self.last.device)
             self.graphs, self._recorded = Graphs(self.last.device), recorded
 
+    def leave_prefix(self) -> None:
+        """Let go of the prefix, before another one is made."""
+        self.cache.use_prefix(None)
+        self._recorded = None
+
     def move(self, rows: list[int]) -> None:
         """Move these rows to the first slots."""
         at = torch.tensor(rows, dtype=torch.int64, device=self.last.device)
@@ -114,7 +119,8 @@ class Schedule:
             refilled = self._refill()
             if not self.waiting and sum(map(bool, self.running)) < COMPACT * len(self.running):
                 self._compact()
-            for _ in range(0 if refilled and free_polls else every):  # a row may end at the token its prefill brought
+            # a row may have ended at the token that its prefill drew: where a look costs nothing, look before decoding
+            for _ in range(0 if refilled and free_polls else every):
                 self.slots.graphs(self._decode, len(self.running), self._keys_in_use())
                 self.slot_steps += len(self.running)
                 for row in filter(None, self.running):
@@ -137,13 +143,13 @@ class Schedule:
             free = free[len(taken) :]
         return True
 
-    def _prefill(self, slots: list[int], prompts: list[tuple[int, ...]], indices: list[int], source: list[int]) -> None:
-        """Put prompts[source[j]], which asks for completion indices[j], into slots[j]."""
+    def _prefill(self, free: list[int], prompts: list[tuple[int, ...]], indices: list[int], source: list[int]) -> None:
+        """Put prompts[source[j]], which asks for completion indices[j], into the slot free[j]."""
         s, device, width = self.slots, self.model.device, max(map(len, prompts))
         tokens = torch.tensor([[*p, *[0] * (width - len(p))] for p in prompts]).to(device)  # (unique prompts, width)
         lengths = [len(prompts[i]) for i in source]
         limits = [self.o.max_new[i] for i in indices]
-        host = torch.tensor([slots, source, lengths, limits, [self.o.seeds[i] for i in indices]])
+        host = torch.tensor([free, source, lengths, limits, [self.o.seeds[i] for i in indices]])
         at, rows, cached, ends, seeds = host.to(device)
         hidden = self.model.hidden(tokens, Prefill(s.cache, at, rows, cached, width))[:, 0]  # (n, D)
         zero = torch.zeros_like(at)
@@ -152,7 +158,7 @@ class Schedule:
         s.new[at, 0], s.logprobs[at, 0] = drawn, logprobs
         s.count[at], s.stopped[at] = zero + 1, self._stops(drawn)
         s.ends[at] = torch.where(s.stopped[at], 1, ends)
-        for slot, index, length in zip(slots, indices, lengths, strict=True):
+        for slot, index, length in zip(free, indices, lengths, strict=True):
             self.running[slot] = _Row(index, length + 1)
 
     def _decode(self, B: int, used: int) -> None:

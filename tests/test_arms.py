@@ -1,19 +1,27 @@
 """STaR beside its baselines: what each arm is run with, that nothing is run twice, and what the table says."""
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
-from conftest import SHIPPED
+from conftest import ROOT, SHIPPED
 from test_loop import Riddles
 
+import star.run.plan
 import train
 from checkpoints.files import write_json
-from star.config import PRESETS, StarConfig
-from star.experiments import arms
-from star.experiments.arms import ARMS, command, settings
-from star.run import append, read_lines
+from star.config import StarConfig
+from star.experiments import arms, baseline
+from star.experiments.arms import settings
+from star.run import launch
+from star.run.flags import as_flags, preset_names, read_flags, read_preset
+from star.run.folder import append, read_lines
 
 RUNS = ("with", "without", "answers", "gold")
 pytestmark = pytest.mark.usefixtures("own_folder")
@@ -21,39 +29,56 @@ SMALL = ["--model", str(SHIPPED), "--problems", "30", "--iterations", "2", "--fi
          "--heldout-problems", "12"]  # fmt: skip
 GIVEN = [
     {},
-    {"model": "m", "seed": 3, "lr": 1e-4, "chat": True, "heldout_problems": 9, "few_shot_train": "on"},
-    {"samples": 4, "temperature": 0.7, "top_k": 9, "top_p": 0.9, "cap": 3, "rounds": "all", "wanted": 50},
-    {"temperature": 0.5, "hint_samples": 2, "hint_temperature": 1.0, "hint_top_k": 3, "hint_share": 0.5},
-    {"validation": 20, "patience": 2, "heldout_when": "best", "eval_samples": 4},
+    {"model": "/m", "seed": 3, "lr": 1e-4, "chat": True, "heldout_problems": 9, "few_shot_train": True, "merge": False},
+    {"samples": 4, "temperature": 0.7, "top_k": 9, "top_p": 0.9, "max_per_problem": 3, "keep": "all", "wanted": 50},
+    {"temperature": 0.5, "hint_samples": 2, "max_per_problem": 2},
+    {"validation": 20, "patience": 2, "heldout_when": "best", "eval_samples": 4, "temperature": 0.9},
     {"epochs": 1.5, "iterations": 3},
-    *PRESETS.values(),
+    {"rationalize": False, "dedup": False},
+    *(read_preset(name)[1] for name in preset_names()),
 ]
+OPTIONS = ("digits", "shots")
+
+
+def read(argv, more=lambda parser: parser.add_argument("--learn")):
+    return read_flags(argv, "", more)
+
+
+def in_this_process(monkeypatch):
+    """Runs are not processes of their own, for a while. The command lines that were started: (command, arguments)."""
+    seen = []
+
+    def call(argv):
+        command, argv = (baseline, argv[2:]) if argv[:2] == launch.BASELINE else (train, argv[1:])
+        seen.append((command, argv))
+        return command.main(argv)
+
+    monkeypatch.setattr(launch, "call", call)
+    return seen
 
 
 @pytest.fixture
 def started(monkeypatch):
-    """The command lines of all runs, which run as ever."""
-    seen = []
-    monkeypatch.setattr(arms.train, "main", lambda argv, run=train.main: seen.append(argv) or run(argv))
-    return seen
+    return in_this_process(monkeypatch)
 
 
 def faked(monkeypatch, outcome):
     """Runs that only write down what outcome(settings) says: (exit code, metrics). Their command lines."""
     seen = []
 
-    def run(argv):
+    def call(argv):
+        argv = argv[2:] if argv[:2] == launch.BASELINE else argv[1:]
         seen.append(argv)
-        given, flags = train.read_flags(argv)
+        flags, _ = read(argv)
         folder = flags.resume or flags.out
-        code, metrics = outcome(given)
+        code, metrics = outcome(flags.settings)
         if metrics:
             (folder / "samples").mkdir(parents=True, exist_ok=True)
             append(folder / "metrics.jsonl", metrics)
             write_json(folder / "state.json", {"iteration": metrics[-1]["iteration"], "finished": code == 0})
         return code
 
-    monkeypatch.setattr(arms.train, "main", run)
+    monkeypatch.setattr(launch, "call", call)
     return seen
 
 
@@ -76,36 +101,34 @@ def table(out):
 @pytest.mark.parametrize("run", RUNS)
 def test_each_arm_can_be_run(run, given):
     """Whatever the arms share, each is valid, and as flags it is the same again."""
+    given = {k: v for k, v in given.items() if k not in OPTIONS}
     chosen = settings(run, given)
-    config = StarConfig(**chosen)
-    assert train.read_flags(command(chosen))[0] == {k: v for k, v in chosen.items() if v is not None and v is not False}
-    assert config.learn == (run if run in ("answers", "gold") else "rationales")
-    kept = {"model", "seed", "lr", "chat", "heldout_problems", "few_shot_train", "validation", "eval_samples", "epochs"}
+    StarConfig(**chosen)
+    argv = as_flags(chosen)
+    assert read(argv)[0].settings == {k: str(Path(v).absolute()) if k == "model" else v for k, v in chosen.items()}
+    kept = {"task", "model", "seed", "lr", "chat", "heldout_problems", "few_shot_sample", "few_shot_train",
+            "validation", "eval_samples", "epochs", "dtype", "merge"}  # what all are measured by, and trained with
     assert all(chosen[name] == given[name] for name in kept & set(given))
+    if "eval_samples" in given:
+        assert StarConfig(**chosen).sampling("pass at k") == StarConfig(**given).sampling("pass at k")
 
 
 @pytest.mark.parametrize("given", GIVEN)
 def test_star_with_and_without_differ_in_the_hint(given):
-    assert settings("with", given) == given | {"hint": "failure"}
+    given = {k: v for k, v in given.items() if k not in OPTIONS}
+    assert settings("with", given) == given | {"rationalize": True}
     without = settings("without", given)
-    assert without["hint"] == "off"
-    assert {k: v for k, v in given.items() if not k.startswith("hint")} == {
-        k: v for k, v in without.items() if k != "hint"}
+    meant_for_hints = {"hint_samples"} | ({"max_per_problem"} if "hint_samples" in given else set())
+    assert without == {k: v for k, v in given.items() if k not in meant_for_hints} | {"rationalize": False}
 
 
 @pytest.mark.parametrize("run", ["answers", "gold"])
 def test_fine_tuned_arms_train_once_as_long_as_the_last_iteration(run):
     given = {"first_steps": 40, "growth": 1.2, "iterations": 5, "samples": 4, "temperature": 1.0, "hint_samples": 2}
     chosen = settings(run, given)
-    assert chosen == {"first_steps": 82, "growth": 1.0, "iterations": 1, "learn": run}
-    assert settings(run, {"epochs": 3.0, "iterations": 5}) == {"epochs": 3.0, "iterations": 1, "learn": run}
+    assert chosen == {"first_steps": 82, "growth": 1.0, "iterations": 1, "temperature": 1.0}  # that of pass@k
+    assert settings(run, {"epochs": 3.0, "iterations": 5}) == {"epochs": 3.0, "iterations": 1}
     assert StarConfig(**settings(run, {})).steps(1, 99) == StarConfig().steps(StarConfig().iterations, 99)
-
-
-def test_settings_as_flags():
-    given = {"few_shot": None, "zero_shot": True, "chat": False, "lr": 2e-4, "digits": "1-3", "hint_share": 0.5}
-    assert command(given) == ["--zero-shot", "--lr", "0.0002", "--digits", "1-3", "--hint-share", "0.5"]
-    assert command({}) == []
 
 
 # the table
@@ -116,7 +139,9 @@ def test_table_of_the_tiny_adder(started, capsys):
     argv = ["--arms", *names, "--digits", "3", *SMALL, "--out", "made", "--show", "0"]
     assert arms.main(argv) == 0
     out = capsys.readouterr().out
-    assert [a[1] for a in started] == ["made/with", "made/gold", "made/without", "made/answers"]
+    assert [(command, argv[1]) for command, argv in started] == [
+        (train, "made/with"), (baseline, "made/gold"), (train, "made/without"), (baseline, "made/answers")]
+    assert all(argv[-2:] == ["--show", "0"] for _, argv in started)
     lines = table(out)
     assert list(lines) == ["few-shot, rationales", "fine-tuned on human rationales",
                            "STaR without rationalization, iteration 2", "STaR, iteration 2", "fine-tuned on answers",
@@ -142,16 +167,18 @@ def test_table_of_the_tiny_adder(started, capsys):
     assert float(lines["STaR, iteration 2"][2]) > 0 == float(lines["STaR without rationalization, iteration 2"][2])
     assert metrics["with"][0]["accuracy"] == metrics["gold"][0]["accuracy"]  # one base, the same problems
 
+    write_json(Path("made/gold/state.json"), {"iteration": 0, "finished": False})
     started.clear()
+    capsys.readouterr()
     assert arms.main(argv) == 0
-    assert started == []
+    assert started == [(baseline, ["--resume", "made/gold", "--show", "0"])]
     assert table(capsys.readouterr().out) == lines
 
 
 def test_an_arm_that_cannot_be_run_leaves_its_reason(started, capsys, monkeypatch):
     """A task without human rationales and without a form for answers alone; the others go on."""
     task = Riddles(20)
-    monkeypatch.setattr(train, "load_task", lambda *_, **__: task)
+    monkeypatch.setattr(star.run.plan, "load_task", lambda *_, **__: task)
     argv = [*SMALL, "--out", "made", "--show", "0", "--max-new-tokens", "30"]
     assert arms.main(["--arms", "gold", "answers", "direct", "without", *argv]) == 0
     said = capsys.readouterr()
@@ -166,7 +193,7 @@ def test_an_arm_that_cannot_be_run_leaves_its_reason(started, capsys, monkeypatc
 def test_an_arm_that_solves_nothing_keeps_its_base(started, capsys, monkeypatch):
     task = Riddles(20)
     monkeypatch.setattr(task, "right", lambda problem, text: False)
-    monkeypatch.setattr(train, "load_task", lambda *_, **__: task)
+    monkeypatch.setattr(star.run.plan, "load_task", lambda *_, **__: task)
     assert arms.main(["--arms", "few-shot", "with", *SMALL, "--out", "made", "--max-new-tokens", "30"]) == 0
     said = capsys.readouterr()
     lines = table(said.out)
@@ -190,12 +217,15 @@ def test_a_stopped_arm_goes_on_and_settings_reach_the_runs(capsys, monkeypatch):
     codes = iter([0, 130, 0])
     seen = faked(monkeypatch, lambda given: (next(codes), [
         measured(0, 0.3), measured(1, 0.4, problems=9, solved=9, rationalized_problems=0)]))
-    argv = ["--arms", "without", "with", "--out", "made", "--seed", "5", "--zero-shot", "--show", "7"]
+    argv = ["--arms", "without", "with", "--out", "made", "--seed", "5", "--task", "jsonl", "--data", "d.jsonl",
+            "--zero-shot", "--show", "7"]
     assert arms.main(argv) == 130
-    assert "stopped; the same command goes on" in capsys.readouterr().err
+    assert "stopped in made/with; the same command goes on" in capsys.readouterr().err
     assert [a[:2] for a in seen] == [["--out", "made/without"], ["--out", "made/with"]]
-    for given, hint in zip(seen, ("off", "failure"), strict=True):
-        assert train.read_flags(given[2:])[0] == {"seed": 5, "zero_shot": True, "hint": hint}
+    for given, hint in zip(seen, (False, True), strict=True):
+        flags, _ = read(given[2:])
+        assert flags.settings == {"task": "jsonl", "seed": 5, "rationalize": hint}
+        assert flags.options == {"zero_shot": True, "data": str(Path("d.jsonl").absolute())}
         assert given[-2:] == ["--show", "7"]
     seen.clear()
     assert arms.main(argv) == 0
@@ -204,14 +234,15 @@ def test_a_stopped_arm_goes_on_and_settings_reach_the_runs(capsys, monkeypatch):
 
 def test_a_base_alone_is_not_trained(started, capsys):
     assert arms.main(["--arms", "few-shot", "--digits", "2", *SMALL, "--out", "made"]) == 0
-    (argv,) = started
-    assert train.read_flags(argv)[0]["iterations"] == 0
+    ((command, argv),) = started
+    assert command is train
+    assert read(argv)[0].settings["iterations"] == 0
     assert list(table(capsys.readouterr().out)) == ["few-shot, rationales"]
 
 
 def test_a_folder_is_found_by_itself(monkeypatch):
     seen = faked(monkeypatch, lambda given: (0, [measured(0, 0.3), measured(1, 0.4)]))
-    assert arms.main(["--arms", "gold", "--task", "gsm8k", "--preset", "quick"]) == 0
+    assert arms.main(["--arms", "gold", "--task", "gsm8k", "--data", "d", "--preset", "quick"]) == 0
     assert seen[0][:2] == ["--out", str(Path("runs/arms-gsm8k/gold"))]
     assert json.loads(Path("runs/arms-gsm8k/gold/state.json").read_text())["finished"]
 
@@ -222,10 +253,9 @@ def test_a_folder_is_found_by_itself(monkeypatch):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["--learn", "gold"], "--learn and --hint are the arms' own"),
-        (["--hint", "off"], "leave them out"),
-        (["--resume", "x"], "--resume, --check"),
-        (["--check"], "--resume, --check"),
+        (["--learn", "gold"], "--learn: this experiment sets it itself, leave it out"),
+        (["--no-rationalize"], "--rationalize: this experiment sets it itself"),
+        (["--resume", "x", "--check"], "--check, --resume: this experiment"),
         (["--arms", "best"], "'best'"),
         (["--arms"], "--arms"),
         (["--problems", "0"], "--problems is 0"),
@@ -245,7 +275,45 @@ def test_bad_flags(capsys, monkeypatch, argv, words):
     assert not Path("made").exists()
 
 
-def test_help_names_the_arms(capsys):
-    assert arms.main(["--help"]) == 0
-    out = capsys.readouterr().out
-    assert all(arm in out.rpartition("--arms")[2] for arm in ARMS)
+# runs are processes
+
+
+def test_a_run_is_a_process_of_this_project(tmp_path):
+    """From any folder; what it says of itself is shown, its exit code comes back."""
+    assert launch.finish(launch.BASELINE, tmp_path / "run", ["--learn", "gold", "--digits", "0"]) == 2
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_finished_is_not_started_and_a_stop_is_passed_on(monkeypatch, tmp_path):
+    codes = iter([130, -2, 3, 0])
+    seen = []
+    monkeypatch.setattr(launch, "call", lambda argv: seen.append(argv) or next(codes))
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt, match="the same command goes on"):
+            launch.finish(["p"], tmp_path, ["--a"], ["--b"])
+    write_json(tmp_path / "state.json", {"iteration": 1, "finished": False})
+    assert [launch.finish(["p"], tmp_path, ["--a"], ["--b"]) for _ in range(2)] == [3, 0]
+    write_json(tmp_path / "state.json", {"iteration": 2, "finished": True})
+    assert launch.finish(["p"], tmp_path, ["--a"], ["--b"]) == 0
+    new, resumed = ["p", "--out", str(tmp_path), "--a", "--b"], ["p", "--resume", str(tmp_path), "--b"]
+    assert seen == [new, new, resumed, resumed]
+
+
+def test_ctrl_c_stops_the_run_and_says_how_to_go_on(tmp_path):
+    """In a terminal both processes are told."""
+    argv = [sys.executable, "-m", "star.experiments.arms", "--arms", "with", "--digits", "2-3", *SMALL, "--out", "made",
+            "--problems", "2000", "--slots", "16"]
+    log = tmp_path / "log"
+    with open(log, "wb") as f:
+        process = subprocess.Popen(argv, stdout=f, stderr=f, start_new_session=True,
+                                   env=os.environ | {"PYTHONPATH": str(ROOT)})
+    deadline = time.monotonic() + 60
+    while "1: generate" not in log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.01)
+        assert process.poll() is None, log.read_text()
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=30) == 130
+    said = log.read_text().replace("\r", "\n").rstrip().splitlines()
+    assert said[-1] == "stopped in made/with; the same command goes on"
+    assert said[-2] == "stopped in iteration 1, generate; go on with: python train.py --resume made/with"
+    assert "Traceback" not in "".join(said)

@@ -8,25 +8,28 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import GOLDEN, ROOT, SHIPPED
 from safetensors.torch import load_file, save_file
+from test_loop import Riddles
 
 import checkpoints
 import sample
+import star.run.plan
+import star.tasks
 import train
 from checkpoints.files import write_json
-from star.config import PRESETS, StarConfig
-from star.experiments import addition, export, tiny_adder
-from star.run import read_lines
-from star.tasks import load_task
-from star.tasks.arithmetic import Arithmetic, split
+from star.experiments import export, tiny_adder
+from star.run.folder import read_lines
+from star.tasks.arithmetic import Arithmetic
 
 pytestmark = pytest.mark.usefixtures("own_folder")
-SMALL = ["--model", str(SHIPPED), "--digits", "1-2", "--problems", "40", "--first-steps", "2", "--iterations", "1"]
+SMALL = ["--model", str(SHIPPED), "--digits", "1-2", "--problems", "40", "--first-steps", "2", "--iterations", "1",
+         "--heldout-problems", "50"]
 
 
 def one_line(capsys, code, *words):
@@ -36,6 +39,22 @@ def one_line(capsys, code, *words):
     assert err.startswith("error: ")
     assert err.count("\n") == 1, err
     assert all(word in err for word in words), err
+
+
+def parrot(folder):
+    """A model with a SentencePiece tokenizer that says "the", whatever it is asked."""
+    folder = Path(folder)
+    shutil.copytree(GOLDEN / "llama_bias", folder)
+    shutil.copy(GOLDEN / "tok_sp_llama" / "tokenizer.model", folder)
+    words = checkpoints.load_tokenizer(folder)
+    (the,) = words.encode("the", special=False)
+    tensors, config = load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())
+    width = config["hidden_size"]
+    embedding, head = torch.zeros(words.vocab_size, width), torch.zeros(words.vocab_size, width)
+    embedding[:, 0], head[the, 0] = 1e4, 1.0  # positive, whatever the layers add
+    tensors |= {"model.embed_tokens.weight": embedding, "lm_head.weight": head, "model.norm.weight": torch.ones(width)}
+    save_file(tensors, folder / "model.safetensors")
+    write_json(folder / "config.json", config | {"vocab_size": words.vocab_size, "tie_word_embeddings": False})
 
 
 def test_train_then_sample(capsys, tmp_path):
@@ -66,7 +85,10 @@ def test_train_then_sample(capsys, tmp_path):
     assert "leave out --lr, --out" in capsys.readouterr().err
 
 
-def test_check_says_what_a_model_is_and_needs(capsys):
+# --check
+
+
+def test_check_says_what_a_run_would_stand_on(capsys):
     assert train.main(["--check"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert re.match(r"model   .*tiny-adder: llama, 538,112 parameters, float32$", out[0])
@@ -76,27 +98,57 @@ def test_check_says_what_a_model_is_and_needs(capsys):
     assert adapters == pytest.approx(16 * 114_688 / 2**20, abs=0.06)  # 4 bytes each for value, gradient, two moments
     assert weights - copy == pytest.approx((21 * 128 + 9 * 128) * 4 / 2**20, abs=0.1)  # all but embedding and norms
     assert most == pytest.approx(weights + adapters + copy + max(cache, training), abs=0.3)
-    assert out[3:] == [out[3], "prompt  '5+0\\n'", "ids     [9, 3, 4, 2]"]
+    assert re.match(r"cache   \d+ slots of 92 tokens: at most [\d.]+ MiB$", out[3])
+    assert out[4:] == [
+        "task    arithmetic: 37,950 training problems, 850 held out; answers are compared as they are written",
+        "ends    a rationale ends at its end token, or after 68 tokens",
+        "prompt  5+0: 4 ids, first 9, last 2", "        5+0",
+        "hinted  the same problem", "        hint 5", "        5+0"]
     assert not Path("runs").exists()
 
 
+def test_check_shows_examples_and_how_answers_are_compared(capsys):
+    """Few-shot text and question as one text, plain and hinted, as they will be encoded."""
+    Path("sums.jsonl").write_text("".join(json.dumps({"question": f"{i}+{i}", "answer": str(2 * i)}) + "\n"
+                                          for i in range(40)))
+    Path("shots.jsonl").write_text('{"question": "1+50", "rationale": "50 and 1 are 51.", "answer": "51"}\n')
+    parrot("words")
+    argv = ["--task", "jsonl", "--model", "words", "--data", "sums.jsonl", "--few-shot", "shots.jsonl"]
+    assert train.main([*argv, "--check", "--max-new-tokens", "30"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^task    jsonl: 36 training problems, 4 held out; answers are compared as numbers$", out, re.M)
+    assert "ends    a rationale ends at '\\nQ:', or after 30 tokens\n" in out
+    example = "        Q: 1+50{}\n        A: 50 and 1 are 51. The answer is 51.\n        \n"
+    shown = out.partition("\nprompt  sums-1: ")[2].partition("\n")[2].split("hinted  the same problem\n")
+    assert shown == [example.format(hint) + f"        Q: 0+0{own}\n        A:\n"
+                     for hint, own in (("", ""), (" (Answer: 51)", " (Answer: 0)"))]
+
+
 def test_check_refuses_what_a_run_would(capsys, monkeypatch):
-    one_line(capsys, train.main(["--check", "--model", "nowhere"]), "no model folder nowhere")
+    one_line(capsys, train.main(["--check", "--model", "nowhere"]), "no model folder", "nowhere")
     one_line(capsys, train.main(["--check", "--out", "x"]), "leave out --out and --resume")
-    monkeypatch.setattr(train, "free_memory", lambda _: 10**6)
-    said = train.main(["--model", str(SHIPPED)])
-    one_line(capsys, said, "the run needs 2.1 MiB and cpu has 1.0 MiB free", "--dtype bfloat16")
+    monkeypatch.setattr(star.run.plan, "free_memory", lambda _: 10**6)
+    for argv in (["--check"], []):
+        said = train.main(["--model", str(SHIPPED), *argv])
+        one_line(capsys, said, "the run needs 2.1 MiB and cpu has 1.0 MiB free", "--dtype bfloat16")
+    assert not Path("runs").exists()
 
 
-def test_numbers_that_are_not_finite_are_one_line(capsys):
+def test_check_reads_no_weights(capsys):
+    """Numbers that are not finite are seen where they are read: at the start of a run."""
     shutil.copytree(SHIPPED, "nan")
     tensors = load_file("nan/model.safetensors")
     tensors["model.norm.weight"][3] = float("nan")
     save_file(tensors, "nan/model.safetensors")
-    assert train.main(["--model", "nan", "--check"]) == 0
-    err = capsys.readouterr().err
-    assert err.startswith("warning: nan/model.safetensors: model.norm.weight holds numbers that are not finite")
-    assert err.count("\n") == 1
+    argv = ["--model", "nan", "--digits", "1", "--iterations", "0", "--heldout-problems", "2"]
+    assert train.main([*argv, "--check"]) == 0
+    assert capsys.readouterr().err == ""
+    train.main(argv)
+    warned = re.findall(r"^warning: .*: (.*) holds numbers that are not finite", capsys.readouterr().err, re.M)
+    assert warned == ["model.norm.weight"]
+
+
+# sample and export
 
 
 def test_a_model_goes_on_with_a_text(capsys, monkeypatch):
@@ -109,18 +161,8 @@ def test_a_model_goes_on_with_a_text(capsys, monkeypatch):
 
 
 def test_what_a_model_writes_keeps_the_space_before_it(capsys):
-    """SentencePiece: a first piece decoded alone has none. The model is made to say "the", whatever it is asked."""
-    shutil.copytree(GOLDEN / "llama_bias", "sp")
-    shutil.copy(GOLDEN / "tok_sp_llama" / "tokenizer.model", "sp")
-    words = checkpoints.load_tokenizer("sp")
-    (the,) = words.encode("the", special=False)
-    tensors, config = load_file("sp/model.safetensors"), json.loads(Path("sp/config.json").read_text())
-    width = config["hidden_size"]
-    embedding, head = torch.zeros(words.vocab_size, width), torch.zeros(words.vocab_size, width)
-    embedding[:, 0], head[the, 0] = 1e4, 1.0  # positive, whatever the layers add
-    tensors |= {"model.embed_tokens.weight": embedding, "lm_head.weight": head, "model.norm.weight": torch.ones(width)}
-    save_file(tensors, "sp/model.safetensors")
-    write_json(Path("sp/config.json"), config | {"vocab_size": words.vocab_size, "tie_word_embeddings": False})
+    """SentencePiece: a first piece decoded alone has none."""
+    parrot("sp")
     assert sample.main(["--model", "sp", "the the", "--max-new-tokens", "2"]) == 0
     assert capsys.readouterr().out.endswith("the the the the\n")
 
@@ -172,6 +214,89 @@ def test_trace_has_colours_in_a_terminal(capsys, monkeypatch):
     assert "\x1b[32m[" in capsys.readouterr().out
 
 
+# sample, as the run's loop asks
+
+
+WITH_EXAMPLES = """
+from star.problem import Shot
+from star.tasks.arithmetic import Arithmetic, make
+
+class Shown(Arithmetic):
+    def __init__(self):
+        super().__init__(range(2, 3))
+        self.train = [p for p in self.train if p.id != "85+11"]
+        self.heldout, self.between = self.heldout[:6], "\\n"
+        self.shots = [Shot(make("85", "11"), self.worked(make("85", "11")))]
+
+def load():
+    return Shown()
+"""
+
+
+@pytest.fixture
+def shown(tmp_path, monkeypatch):
+    """A task named "shown": sums of two digits behind one example. The prompts that sample.py asks with, as text."""
+    (tmp_path / "shown.py").write_text(WITH_EXAMPLES)
+    monkeypatch.setattr(star.tasks, "__path__", [*star.tasks.__path__, str(tmp_path)])
+    asked, write = [], sample.Writer.write
+
+    def spy(writer, prompt, *args):
+        asked.append(writer.tokenizer.decode(prompt))
+        return write(writer, prompt, *args)
+
+    monkeypatch.setattr(sample.Writer, "write", spy)
+    return asked
+
+
+EXAMPLE = "85+11\n5+1+C0=06\n8+1+C0=09\n=96\n"
+HINTED = "hint 96\n" + EXAMPLE
+
+
+def judged(monkeypatch, verdict):
+    """Whatever the model writes, this is the verdict."""
+    judge = sample.Rollout.judge
+    monkeypatch.setattr(sample.Rollout, "judge", lambda *args: replace(judge(*args), verdict=verdict))
+
+
+@pytest.mark.parametrize(("when", "base", "trained"), [
+    ("always", [EXAMPLE, HINTED], [EXAMPLE, HINTED]), ("base", [EXAMPLE, HINTED], ["", ""]),
+    ("hint", [EXAMPLE, HINTED], ["", HINTED])])
+def test_sample_asks_as_the_run_does(shown, monkeypatch, capsys, when, base, trained):
+    """few_shot_sample: the base is asked behind the examples, a model trained on bare questions as the setting says."""
+    argv = ["--task", "shown", "--few-shot-sample", when, "--iterations", "1", "--problems", "20", "--first-steps", "1",
+            "--model", str(SHIPPED)]
+    judged(monkeypatch, "right")  # the tiny adder is lost behind examples
+    assert train.main(argv) == 0
+    judged(monkeypatch, "wrong")  # so that each trace shows the hint too
+    for iteration, examples in ((0, base), (1, trained)):
+        shown.clear()
+        assert sample.main(["12+34", "--iteration", str(iteration)]) == 0
+        assert sample.main(["--trace", "12+34", "--iteration", str(iteration)]) == 0
+        plain, hinted = examples
+        assert shown == [plain + "12+34\n", plain + "12+34\n", hinted + "hint 46\n12+34\n"], iteration
+        told = re.findall(r"^(generate|rationalize)( \(behind the few-shot text\))?$", capsys.readouterr().out, re.M)
+        assert [bool(behind) for _, behind in told] == [bool(plain), bool(hinted)]
+
+
+@pytest.mark.parametrize("switch", [[], ["--few-shot-train"]])
+def test_trace_shows_what_the_run_trains_on(shown, monkeypatch, capsys, switch):
+    argv = ["--task", "shown", *switch, "--iterations", "0", "--model", str(SHIPPED), "--out", "run"]
+    assert train.main(argv) == 0
+    judged(monkeypatch, "right")
+    assert sample.main(["--trace", "12+34", "--run", "run"]) == 0
+    plain = capsys.readouterr().out.partition("loss falls on")[2].partition("\n")[2].partition("[")[0]
+    assert len(re.findall(r"\d+:'", plain)) == len((EXAMPLE if switch else "") + "12+34\n")
+
+
+def test_trace_of_a_run_without_hints_shows_none(capsys):
+    assert train.main([*SMALL, "--no-rationalize", "--iterations", "0", "--out", "run"]) == 0
+    capsys.readouterr()
+    assert sample.main(["--trace", "1064+4991", "--run", "run"]) == 0
+    out = capsys.readouterr().out
+    assert "rationalize" not in out
+    assert out.endswith("dropped: nothing of it is trained on\n")
+
+
 def test_typed_questions(capsys, monkeypatch):
     lines = iter(["11+22", "what?", "3+4"])
 
@@ -192,7 +317,7 @@ def test_typed_questions(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["--model", "nowhere"], ["no model folder nowhere"]),
+        (["--model", "nowhere"], ["no model folder /", "/nowhere: it must hold config.json"]),
         (["--task", "algebra"], ["unknown task 'algebra'", "known are arithmetic"]),
         (["--problems", "0"], ["--problems is 0", "at least 1"]),
         (["--problems", "-5"], ["--problems is -5"]),
@@ -209,11 +334,10 @@ def test_typed_questions(capsys, monkeypatch):
         (["--batch-size", "0"], ["--batch-size is 0"]),
         (["--seed", "-1"], ["--seed is -1"]),
         (["--digits", "9-1"], ["--digits is '9-1'"]),
-        (["--hint", "maybe"], ["--hint", "maybe"]),
-        (["--max-len", "20"], ["--max-len is 20", "raise --max-len"]),
+        (["--keep", "some"], ["--keep", "'some'", "'all'"]),
         (["--max-new-tokens", "5000"], ["positions", "lower --max-new-tokens"]),
         (["--device", "abacus"], ["--device is 'abacus'"]),
-        (["--data", "x"], ["no setting --data"]),
+        (["--data", "x"], ["task arithmetic has no setting --data", "belongs to task commonsenseqa, gsm8k, jsonl"]),
         (["--frobnicate"], ["--frobnicate", "--help"]),
         (["--resume", "nowhere"], ["nowhere is no run"]),
     ],
@@ -250,8 +374,21 @@ def shrink_vocabulary(folder):
     (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 12}))
 
 
+@pytest.mark.parametrize(("argv", "words"), [
+    (["--validation", "8"], "--validation is 8, but there are only 8 training problems"),
+    (["--few-shot-train"], "--few-shot-train is given, but task arithmetic shows no examples here: leave it out"),
+    (["--few-shot-sample", "hint"], "--few-shot-sample hint is given, but task arithmetic shows no examples"),
+    (["--chat"], "leave out --chat"),
+])
+def test_what_a_task_or_model_cannot_give_is_refused(capsys, tmp_path, monkeypatch, argv, words):
+    monkeypatch.setattr(star.run.plan, "load_task", lambda *_, **__: Riddles(12))
+    for more in ([], ["--check"]):
+        one_line(capsys, train.main(["--model", str(SHIPPED), *argv, *more]), words)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_runs_rationales_are_listed(capsys, tmp_path):
-    """--run without a question: an overview, a filtered list, one problem side by side; bad filters are one line."""
+    """--run without a question: an overview, a filtered list, one problem's way; bad filters are one line."""
     run = tmp_path / "run"
     assert train.main([*SMALL, "--digits", "2-4", "--iterations", "2", "--out", str(run)]) == 0
     shown = capsys.readouterr().out
@@ -267,8 +404,7 @@ def test_a_runs_rationales_are_listed(capsys, tmp_path):
     wrong = next(t for t in tried if t["verdict"] == "wrong" and t["phase"] == "generate")
     assert sample.main(["--run", str(run), "--problem", wrong["problem"]]) == 0
     out = capsys.readouterr().out
-    assert wrong["problem"] in out
-    assert "it 1" in out
+    assert f"iter 1 generate {wrong['problem']} sample 0: wrong (says {wrong['answer']})\n" in out
     assert sample.main(["--run", str(run), "--iteration", "1", "--verdict", "kept", "--limit", "2"]) == 0
     out = capsys.readouterr().out
     assert len(re.findall(r"^iter 1 generate .*: right", out, re.M)) == 2
@@ -276,23 +412,6 @@ def test_a_runs_rationales_are_listed(capsys, tmp_path):
     one_line(capsys, sample.main(["--run", str(run), "--problem", "x"]), "x")
     one_line(capsys, sample.main(["1+1", "--run", str(run), "--problem", "x"]), "leave out the question")
     one_line(capsys, sample.main(["--run", str(run), "--limit", "0"]), "--limit is 0")
-
-
-def test_presets_and_flags(capsys):
-    """A preset is a table of settings; flags beside it go before it, and so do both ways to say how long to train."""
-    given, _ = train.read_flags(["--preset", "paper", "--lr", "1e-3"])
-    config = StarConfig(**given)
-    assert (config.lr, config.growth, config.schedule) == (1e-3, 1.2, "constant")
-    assert StarConfig(**train.read_flags(["--preset", "modern", "--first-steps", "5"])[0]).epochs is None
-    assert StarConfig(**train.read_flags(["--preset", "modern", "--temperature", "0"])[0]).samples == 1
-    assert StarConfig(**train.read_flags(["--preset", "paper", "--epochs", "2"])[0]).first_steps == 28
-    assert train.read_flags(["--chat", "--zero-shot"])[0] == {"chat": True, "zero_shot": True}
-    for name in PRESETS:
-        for learn in ("rationales", "gold", "answers"):
-            StarConfig(**train.read_flags(["--preset", name, "--learn", learn])[0])
-    assert (StarConfig().lr, StarConfig(model="x").lr) == (5e-3, 2e-4)
-    one_line(capsys, train.main(["--preset", "huge"]), "--preset", "huge")
-    one_line(capsys, train.main(["--preset", "quick", "--resume", "x"]), "leave out --preset")
 
 
 def test_nothing_solved_is_one_line(capsys):
@@ -304,7 +423,7 @@ def test_nothing_solved_is_one_line(capsys):
     ("argv", "words"),
     [
         (["x"], ["'x' is not a sum"]),
-        (["1+1", "--run", "nowhere"], ["no config.json in nowhere"]),
+        (["1+1", "--run", "nowhere"], ["nowhere is no run"]),
         (["1+1", "--iteration", "3"], ["no finished one"]),
         (["--trace"], ["--trace needs a question"]),
         (["1+1", "--device", "abacus"], ["--device"]),
@@ -338,45 +457,6 @@ def test_tiny_adder_makes_a_model_that_loads(capsys, monkeypatch):
     torch.set_num_threads(threads)
 
 
-def test_addition_experiment(capsys, monkeypatch, tmp_path):
-    """Both arms, two seeds; a second call runs nothing again and goes on with what was stopped."""
-    task = load_task("arithmetic")
-    task.heldout = task.heldout[::20]
-    monkeypatch.setattr(train, "load_task", lambda *_, **__: task)
-    monkeypatch.setattr(addition, "FRESH", 8)
-    started = []
-    monkeypatch.setattr(addition.train, "main", lambda argv, run=train.main: started.append(argv) or run(argv))
-    one_line(capsys, addition.main(["--no-such-flag"]), "--no-such-flag")
-    started.clear()
-    small = ["--iterations", "1", "--problems", "40", "--first-steps", "2", "--model", str(SHIPPED)]
-    argv = ["--out", "made", "--seeds", "3", "4", *small]
-    assert addition.main(argv) == 0
-    out = capsys.readouterr().out
-    assert [a[1] for a in started] == ["made/with-3", "made/without-3", "made/with-4", "made/without-4"]
-    assert "| iteration | with, seed 3 | with, seed 4 | without, seed 3 | without, seed 4 |" in out
-    assert re.search(r"^\| 1 \| [\d.]+ \| [\d.]+ \| [\d.]+ \| [\d.]+ \|$", out, re.M)
-    assert len(re.findall(r"^(base|with.*|without.*) +3-digit +[\d.]+ .* 6-digit +0.0$", out, re.M)) == 5
-    assert Path("made/curves.png").read_bytes()[:4] == b"\x89PNG"
-    hints = [json.loads(Path(f"made/{arm}-3/config.json").read_text())["settings"]["hint"] for arm in addition.ARMS]
-    assert hints == ["failure", "off"]
-    write_json(Path("made/with-4/state.json"), {"iteration": 0, "finished": False})
-    started.clear()
-    assert addition.main(argv) == 0
-    assert started == [["--resume", "made/with-4"]]
-    capsys.readouterr()
-    one_line(capsys, addition.main(["--hint", "off"]), "--hint", "sets it itself")
-    one_line(capsys, addition.main(["--seeds", "x"]), "--seeds", "'x'")
-
-
-def test_fresh_sums_are_fresh():
-    for n in (3, 5):
-        known = {p.id for part in split(n) for p in part}
-        made = addition.fresh(n)
-        assert len({p.id for p in made}) == 1000
-        assert not known & {p.id for p in made}
-        assert {p.group for p in made} == {f"{n}-digit"}
-
-
 # Ctrl-C
 
 
@@ -396,21 +476,11 @@ def interrupted(argv, wait_for, tmp_path):
     return code, log.read_text()
 
 
-@pytest.mark.parametrize("phase", ["0: evaluate", "1: generate", "1: rationalize", "1: train", "1: evaluate"])
+@pytest.mark.parametrize("phase", ["0: evaluate", "1: generate", "1: train"])
 def test_ctrl_c_in_any_phase(phase, tmp_path):
     """It stops at once, says how to go on in one line, and that works."""
-    argv = [
-        str(ROOT / "train.py"),
-        *SMALL,
-        "--first-steps",
-        "20",
-        "--digits",
-        "2-3",
-        "--problems",
-        "300",
-        "--slots",
-        "32",
-    ]
+    argv = [str(ROOT / "train.py"), *SMALL, "--digits", "2-3", "--problems", "300", "--first-steps", "20", "--slots",
+            "32", "--heldout-problems", "150"]
     code, log = interrupted(argv, phase, tmp_path)
     assert code == 130, log
     assert "Traceback" not in log

@@ -7,7 +7,20 @@ import random
 import pytest
 
 from star import evaluate
-from star.evaluate import VERDICTS, accuracy, by_group, intervals, maj_at, pass_at, spread, verdict, verdicts, wilson
+from star.evaluate import (
+    VERDICTS,
+    accuracy,
+    accuracy_intervals,
+    by_group,
+    counts,
+    intervals,
+    maj_at,
+    pass_and_maj,
+    pass_at,
+    verdict,
+    verdicts,
+    wilson,
+)
 from star.problem import Generation, Problem
 from star.tasks import Task
 
@@ -108,7 +121,10 @@ def test_accuracy_by_group():
     random.Random(0).shuffle(generations)
     shares = accuracy(problems, generations)
     assert shares == {"a": 1.0, "b": 1 / 3, "all": 0.0, "mean": pytest.approx(4 / 9)}
-    assert list(shares) == ["a", "b", "all", "mean"]
+    assert list(shares) == ["a", "b", "all", "mean"]  # groups weigh alike, whatever their size
+    ends = accuracy_intervals(problems, generations)
+    assert ends == {group: list(span) for group, span in intervals(
+        problems, {p: float(v == "right") for p, v in said.items()}).items()}  # fmt: skip
 
 
 # verdicts
@@ -124,27 +140,44 @@ class Sums(Task):
 @pytest.mark.parametrize(
     ("text", "finish", "hinted", "said"),
     [
-        ("so =2", "stop", False, "right"),
-        ("so =2", "stop", True, "right"),
-        ("so =2", "length", False, "length"),
-        ("2", "length", True, "length"),
-        ("2", "stop", False, "unparsed"),
-        ("hint", "stop", True, "unparsed"),
-        ("=3", "stop", False, "wrong"),
-        ("hint =3", "stop", True, "wrong"),
-        ("hint =2", "stop", True, "leak"),
-        ("hint =2", "stop", False, "right"),  # nobody showed it a hint
+        ("so =2", "stop", False, ("right", "2")),
+        ("so =2", "stop", True, ("right", "2")),
+        ("so =2", "length", False, ("length", "2")),
+        ("2", "length", True, ("length", None)),
+        ("2", "stop", False, ("unparsed", None)),
+        ("hint", "stop", True, ("unparsed", None)),
+        ("=3", "stop", False, ("wrong", "3")),
+        ("hint =3", "stop", True, ("wrong", "3")),
+        ("hint =2", "stop", True, ("leak", "2")),
+        ("hint =2", "stop", False, ("right", "2")),  # nobody showed it a hint
     ],
 )
 def test_verdict(text, finish, hinted, said):
     assert verdict(Sums(), Problem("p", "1+1", "2"), text, finish, hinted) == said
-    assert said in VERDICTS
+    assert said[0] in VERDICTS
 
 
 def test_verdicts_are_counted_one_by_one():
     said = [*["right"] * 3, "wrong", "length", "length"]
     assert verdicts(map(made, said)) == {"right": 3, "wrong": 1, "unparsed": 0, "length": 2, "leak": 0}
     assert list(verdicts([])) == list(VERDICTS)
+
+
+def test_what_an_iteration_counts():
+    """Problems, not rationales, are solved and dropped; a problem is dropped by what was said of its last try."""
+    def tries(phase, **said):
+        return [Generation(1, phase, p, k, 0, (7,) * (k + 1), f"{p} {v}", "length" if v == "length" else "stop", 0.0,
+                           None, v, steps)
+                for p, verdicts_ in said.items() for k, (v, steps) in enumerate(verdicts_)]
+
+    right, odd, wrong, cut, leak = ("right", True), ("right", False), ("wrong", None), ("length", None), ("leak", None)
+    tried = tries("generate", a=[right, odd], b=[wrong, cut], c=[wrong, wrong], d=[cut, wrong])
+    retried = tries("rationalize", b=[odd, wrong], c=[wrong, leak], d=[leak, wrong])
+    assert counts(tried, retried) == {
+        "problems": 4, "kept": 2, "rationalized": 1, "solved": 2, "rationalized_problems": 1, "truncated": 2,
+        "tries": 8, "distinct": 2, "mean_tokens": 1.5, "kept_wrong_steps": 1, "rationalized_wrong_steps": 1,
+        "dropped": {"wrong": 1, "unparsed": 0, "length": 0, "leak": 1}, "new_tokens": 12 + 9}
+    assert counts(tried, [])["dropped"] == {"wrong": 2, "unparsed": 0, "length": 1, "leak": 0}
 
 
 # several samples
@@ -199,13 +232,13 @@ def test_many_subsets_are_drawn_the_same_each_time():
 
 
 @pytest.mark.parametrize(("n", "ks"), [(1, "1"), (2, "12"), (4, "124"), (6, "1246")])
-def test_spread_over_samples(n, ks):
+def test_pass_and_maj_over_samples(n, ks):
     problems = groups(a=1, b=2)
     said = {"a0": "A" * n, "b0": "B" * (n - 1) + "A", "b1": "-" * n}
     samples = [g for p, answers in said.items() for g in votes(answers)]
     samples = [made(g.verdict, g.answer, p, g.sample)
                for g, p in zip(samples, (p for p in said for _ in range(n)), strict=True)]
-    result = spread(problems, samples)
+    result = pass_and_maj(problems, samples)
     assert list(result) == ["pass_at", "maj_at", "pass_at_interval", "maj_at_interval"]
     assert all("".join(result[name]) == ks for name in result)
     for k in map(int, ks):

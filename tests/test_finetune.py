@@ -1,13 +1,18 @@
 """Training: the loss is what it says, the base does not move, and any cut into micro-batches gives the same step."""
 
 import copy
+import threading
+import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from conftest import random_decoder
+from conftest import random_decoder, stirred
 
+from kernels.cross_entropy import linear_cross_entropy
 from star.batch import batch_of_step, micro_batches, pack
-from star.finetune import factor, finetune, finetune_steps, fingerprint
+from star.finetune import finetune, finetune_steps, fingerprint, lr_factor, step_gradients
 from star.lora import add_lora, trainable
 from star.problem import Example
 
@@ -124,6 +129,76 @@ def test_micro_batches_do_not_change_the_step(micro_tokens):
         torch.testing.assert_close(p, q, atol=1e-6, rtol=1e-5)  # the loss is summed in float32
 
 
+CORES = 3
+
+
+@pytest.fixture
+def cores(monkeypatch):
+    """A CPU of three cores, as finetune sees it; torch itself keeps to one thread, so that bits are bits."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: CORES)
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
+    with ThreadPoolExecutor(CORES) as pool:
+        yield pool
+
+
+def one_by_one(model, rows):
+    """(loss, gradients) of a step, a micro-batch after the other: what finetune does side by side."""
+    params, loss, total = list(trainable(model).values()), 0.0, sum(len(b.targets) for b in rows)
+    grads = [torch.zeros_like(p) for p in params]
+    for b in rows:
+        nll = linear_cross_entropy(b.hidden(model), model.head()[0], b.targets) / total
+        grads = [a + g for a, g in zip(grads, torch.autograd.grad(nll, params), strict=True)]
+        loss = loss + nll.detach()
+    return loss.item(), grads
+
+
+@pytest.mark.parametrize("micro_tokens", [1, 40, 90, 10_000], ids=["24 rows", "some rows", "few rows", "one row"])
+def test_gradients_are_added_up_in_order_bit_for_bit(cores, micro_tokens):
+    """Whichever row is done first: the second waits for the first, and the sum is rounded as if they had come in turn.
+    """
+    model, data = stirred(random_decoder(dtype=torch.float32)), examples(24)
+    loss, expected = one_by_one(model, list(micro_batches(data, micro_tokens, model.device)))
+    for slow in (None, 0, 5):  # that row takes its time
+        params, calls, original = trainable(model), [], torch.autograd.grad
+
+        def grad(*args, calls=calls, original=original, slow=slow):
+            calls.append(None)
+            if len(calls) - 1 == slow:
+                time.sleep(0.05)
+            return original(*args)
+
+        for p in params.values():
+            p.grad = None
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.autograd, "grad", grad)
+            assert step_gradients(model, params, data, micro_tokens, False, cores) == loss
+        for p, wanted in zip(params.values(), expected, strict=True):
+            assert torch.equal(p.grad, wanted)
+
+
+def test_few_gradients_are_held_at_a_time(monkeypatch, cores):
+    """Of 60 micro-batches: the sum, one a core, and one more; even where all wait for a slow one."""
+    model, data, lock = stirred(random_decoder(dtype=torch.float32)), examples(60), threading.Lock()
+    original, made, alive = torch.autograd.grad, [], []
+
+    def grad(*args):
+        with lock:
+            n = len(made)
+            made.append(None)
+        if n in (10, 31):
+            time.sleep(0.2)
+        out = original(*args)
+        with lock:
+            made[n] = weakref.ref(out[0])
+            alive.append(sum(ref is not None and ref() is not None for ref in made))
+        return out
+
+    monkeypatch.setattr(torch.autograd, "grad", grad)
+    step_gradients(model, trainable(model), data, 1, False, cores)
+    assert len(made) == 60
+    assert CORES < max(alive) <= CORES + 2
+
+
 def test_every_example_is_used_before_any_comes_again():
     for n, size in ((5, 2), (7, 3), (4, 4), (3, 8)):
         order = [i for step in range(5 * n) for i in batch_of_step(n, size, step, seed=1)]
@@ -148,7 +223,7 @@ def test_the_base_does_not_move_and_the_adapters_learn():
 
 def test_a_parameter_without_gradient_is_noticed(monkeypatch):
     model = fresh()
-    monkeypatch.setattr("star.finetune._gradients", lambda *args: 1.0)
+    monkeypatch.setattr("star.finetune.step_gradients", lambda *args: 1.0)
     with pytest.raises(AssertionError, match="got no gradient"):
         finetune(model, examples(), steps=1)
 
@@ -182,10 +257,10 @@ def test_going_on_from_a_state_is_as_if_it_had_never_stopped():
 
 
 def test_schedules():
-    assert [factor(s, 6, 2, "linear") for s in range(6)] == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
-    assert [factor(s, 5, 4, "constant") for s in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
-    assert factor(0, 1, 0, "linear") == 1.0
-    assert [factor(s, 3, 100, "linear") for s in range(3)] == [0.01, 0.02, 0.03]
+    assert [lr_factor(s, 6, 2, "linear") for s in range(6)] == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+    assert [lr_factor(s, 5, 4, "constant") for s in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert lr_factor(0, 1, 0, "linear") == 1.0
+    assert [lr_factor(s, 3, 100, "linear") for s in range(3)] == [0.01, 0.02, 0.03]
 
 
 def test_on_step_and_seeds():

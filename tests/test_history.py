@@ -1,4 +1,4 @@
-"""What a run generated: read back, filtered, listed, and one problem across iterations, whatever the texts hold."""
+"""What a run generated: read back, filtered, counted, listed, and each problem's way, whatever the texts hold."""
 
 import json
 from dataclasses import asdict
@@ -7,12 +7,14 @@ import pytest
 from conftest import refused
 
 from star.evaluate import VERDICTS
-from star.history import (
+from star.problem import PHASES, Generation
+from star.run.history import (
     FAILED_MARKS,
     LEGEND,
-    PHASES,
     RIGHT_MARKS,
+    SAMPLED,
     Filter,
+    browse,
     clip,
     journeys,
     listing,
@@ -20,11 +22,9 @@ from star.history import (
     matches,
     nothing,
     overview,
-    side_by_side,
     visible,
     wrapped,
 )
-from star.problem import Generation
 
 
 def made(n, phase, problem, verdict, text="x", answer=None, sample=0, steps=None, tokens=3):
@@ -42,7 +42,6 @@ STORY = [  # problem 17 from wrong to right, and two others
     made(2, "generate", "train-4", "length", "eh eh"),
     made(2, "evaluate", "heldout-3", "right", "h2", "2"),
 ]
-SEVENTEEN = [g for g in STORY if g.problem == "train-17"]
 
 
 def write(folder, name, generations, end="\n"):
@@ -118,9 +117,9 @@ def test_nothing_says_what_there_is_instead():
     assert nothing(Filter(problem="17", verdict="leak"), STORY) == (
         "no generation, verdict leak, problem 17; it has iterations 1-2, phases generate, rationalize, "
         "verdicts right, wrong")
-    assert nothing(Filter(problem="train-18"), STORY).endswith("; nearest problems: train-17, train-4")
-    assert nothing(Filter(problem="\x1b"), STORY).endswith("; nearest problems: heldout-3")
-    assert nothing(Filter(problem="17x"), [made(1, "generate", "a-17", "right")]).endswith("; nearest problems: a-17")
+    assert nothing(Filter(problem="train-18"), STORY).endswith(", problems such as heldout-3, train-17, train-4")
+    many = [made(1, "generate", f"a-{i}", "right") for i in range(9)]
+    assert nothing(Filter(problem="17x"), many).endswith(", problems such as a-0, a-1, a-2")
     assert nothing(Filter(problem="a"), []) == "no generation, problem a"
     assert nothing(Filter(problem="a\n\x1b"), STORY).startswith("no generation, problem a\\n\\x1b;")
 
@@ -165,55 +164,34 @@ def test_listing_wraps():
     assert listing([made(1, "generate", "a", "wrong", "")], 1, 40)[1] == "    (nothing)"
 
 
-def test_side_by_side_shows_how_a_problem_came_right():
-    assert side_by_side(SEVENTEEN[::-1], 100, {"train-17": "2 and 6?\n"}) == [
-        "problem train-17",
-        "    2 and 6?",
-        "",
-        "it 1 · generate                 | it 1 · rationalize              | it 2 · generate",
-        "✗ wrong: 5 ≠ 8                  | ✓ rationalized                  | ✓ right",
-        "                                |                                 |",
-        "2+3=5                           | 2+6=8                           | (as in it 1 · rationalize)",
-        "=5                              | =8                              |",
+def test_listing_tells_a_problems_way():
+    """Whatever order they come in: by iteration, then as its phases follow each other, then by sample."""
+    samples = [made(1, "generate", "train-17", "right", "eh", "8", sample=k, steps=k == 3) for k in (3, 2)]
+    again = [made(2, "evaluate", "train-17", "right"), made(2, "validate", "train-17", "length")]
+    lines = listing([*again, *samples, *(g for g in STORY[::-1] if g.problem == "train-17")], 9, 80)
+    assert [line for line in lines if line.startswith("iter")] == [
+        "iter 1 generate train-17 sample 0: wrong (says 5)",
+        "iter 1 generate train-17 sample 2: right (says 8), but a step is wrong",
+        "iter 1 generate train-17 sample 3: right (says 8)",
+        "iter 1 rationalize train-17 sample 0: right (says 8)",
+        "iter 2 generate train-17 sample 0: right (says 8)",
+        "iter 2 validate train-17 sample 0: length",
+        "iter 2 evaluate train-17 sample 0: right",
     ]
-    assert side_by_side(SEVENTEEN, 100, {"train-4": "?"})[:2] == ["problem train-17", ""]
-    assert side_by_side([], 100) == []
 
 
-def test_side_by_side_goes_on_below_what_does_not_fit():
-    """Two columns of 28 need 59 characters."""
-    for width, across in ((10, 1), (58, 1), (59, 2), (89, 2), (90, 3), (300, 3)):
-        lines = side_by_side(SEVENTEEN, width)
-        titles = [line.count("it 1 ·") + line.count("it 2 ·") for line in lines if line.startswith("it ")]
-        assert titles[0] == across
-        assert sum(titles) == 3
-        assert all(len(line) <= max(width, 20) for line in lines)
-
-
-def test_side_by_side_names_the_iteration_whose_text_it_is():
-    same = [made(n, "evaluate", "a", "right", text) for n, text in enumerate(("x", "y", "y", "y"))]
-    assert side_by_side(same, 200)[-1].split(" | ")[2:] == [f"{'(as in iteration 1)':47}", "(as in iteration 1)"]
-    samples = [made(1, "generate", "a", "right", "x", sample=k) for k in (2, 0)]
-    assert side_by_side(samples, 59)[2:] == [
-        "it 1 · generate              | it 1 · generate · 2",
-        "✓ right                      | ✓ right",
-        "                             |",
-        "x                            | (as in it 1 · generate)"]  # fmt: skip
-
-
-def test_side_by_side_names_each_verdict():
-    def said(g):
-        return side_by_side([g], 100)[3]
-
-    assert said(made(1, "evaluate", "a", "right", steps=True)) == "✓ right"
-    assert said(made(1, "generate", "a", "right", steps=False)) == "✓ right, but a step is wrong"
-    assert said(made(1, "generate", "a", "wrong", answer="5")) == "✗ wrong: 5"
-    assert [said(made(1, "rationalize", "a", v)) for v in ("unparsed", "length", "leak")] == [
-        "✗ unparsed", "✗ length", "✗ leak"]  # fmt: skip
-
-
-def test_side_by_side_is_for_one_problem():
-    refused(side_by_side, STORY, 80, words=("heldout-3, train-17, train-4", "these are 3", "one whole id"))
+def test_browse_shows_everything_or_what_was_asked_for(tmp_path):
+    """An overview of all and the ways of the problems tried in training; with a filter a list, or what there is."""
+    write(tmp_path, "iter-000.jsonl", STORY)
+    tries = [g for g in STORY if g.phase != "evaluate"]
+    assert browse(tmp_path, Filter(), 9, 80) == [*overview(STORY), "", *journeys(tries, 9)]
+    wanted = Filter(problem="17", verdict="right")
+    assert browse(tmp_path, wanted, 1, 80) == listing([STORY[3], STORY[6]], 1, 80)
+    assert browse(tmp_path, wanted, 1, 80)[-1] == "... 1 more generation"
+    refused(browse, tmp_path, Filter(verdict="leak", problem="17"), 9, 80, words=(
+        "no generation, verdict leak, problem 17; it has iterations 1-2",))
+    write(tmp_path, "iter-000.jsonl", STORY[:1])  # a base that was only evaluated has ways too
+    assert browse(tmp_path, Filter(), 9, 80) == [*overview(STORY[:1]), "", *journeys(STORY[:1], 9)]
 
 
 def test_journeys_put_those_that_came_right_first():
@@ -243,7 +221,7 @@ def test_journeys_mark_the_best_outcome_or_the_last_failure():
     failed = [made(12, "generate", "b", "unparsed"), made(12, "generate", "b", "length", sample=1)]
     assert journeys([*hinted, *tries, *failed], 9)[:3] == ["problem 12", "a        K", "b        w"]
     assert {"right", *FAILED_MARKS} == set(VERDICTS)
-    assert set(RIGHT_MARKS) == set(PHASES)
+    assert set(RIGHT_MARKS) == set(SAMPLED) == set(PHASES) - {"train"}
     marks = [*{*RIGHT_MARKS.values()}, *FAILED_MARKS.values()]
     assert len(set(marks)) == len(marks)
 
@@ -258,10 +236,9 @@ NASTY = "a\x1b[31mred\r\x07\x08\x00 \x9b5m \u202eright \ud800 \u2028 end\tof\x7f
 
 
 def test_what_a_model_wrote_cannot_reach_the_terminal():
-    """Nor can an id, an answer or a question; and every line can be printed."""
+    """Nor can an id or an answer; and every line can be printed."""
     gs = [made(1, "generate", NASTY + "\n", v, NASTY + "\n\n" + NASTY, NASTY + "\n") for v in ("wrong", "right")]
-    lines = [*overview(gs), *listing(gs, 5, 60), *journeys(gs, 5), *side_by_side(gs, 60, {gs[0].problem: NASTY})]
-    lines += [nothing(Filter(problem="\x1b"), gs), refused(side_by_side, [*gs, STORY[0]], 80)]
+    lines = [*overview(gs), *listing(gs, 5, 60), *journeys(gs, 5), nothing(Filter(problem="\x1b"), gs)]
     assert all(line.isprintable() for line in lines), [line for line in lines if not line.isprintable()]
     assert "".join(lines).encode("utf-8")
     assert any("a\\x1b[31mred\\r\\x07" in line for line in lines)

@@ -4,15 +4,16 @@ import random
 
 import pytest
 import torch
-from conftest import SHIPPED
+from conftest import SHIPPED, refused
 
 import checkpoints
 from star import loop, prompts
 from star.config import StarConfig
-from star.evaluate import accuracy, verdict
-from star.loop import Chunk, Finished, Phase, State, Tick, draw, fold, star
+from star.draws import seed_of
+from star.loop import State, star
 from star.lora import add_lora, trainable
-from star.problem import Completion, Generation, Problem
+from star.problem import Chunk, Completion, Finished, Phase, Problem, Shot, Tick
+from star.rollout import Rollout
 from star.sampler import Sampler
 from star.tasks import Task, load_task
 
@@ -20,7 +21,7 @@ from star.tasks import Task, load_task
 class Riddles(Task):
     """Any answer is written =answer; the hint stands in front. Problems are numbered."""
 
-    hint_mark = "hint"
+    hint_mark, between = "hint", ""
 
     def __init__(self, n=12):
         problems = [Problem(str(i), f"{i}+{i}", str(2 * i), "even" if i % 2 == 0 else "odd") for i in range(n)]
@@ -41,6 +42,10 @@ class Scripted:
 
     def __init__(self, model, tokenizer, script):
         self.model, self.tokenizer, self.script, self.asked, self.slots = model, tokenizer, script, [], 3
+        self.released = 0
+
+    def release(self):
+        self.released += 1
 
     def stream(self, prompts, prefix=(), stop_ids=(), seeds=None, **options):
         for i, prompt in reversed(list(enumerate(prompts))):  # rows end in any order
@@ -111,7 +116,7 @@ def test_kept_rationalized_and_dropped(setup, monkeypatch, tokenizer):
     assert all(e.tokens[-1] == 1 for e in examples[0])  # and an end
     generations = [g for e in events if isinstance(e, Chunk) for g in e.generations]
     assert len({g.key for g in generations}) == len(generations) == 4 + 8 + 6 + 4
-    assert all(g.seed == fold(0, *g.key) for g in generations)
+    assert all(g.seed == seed_of(0, *g.key) for g in generations)
     phases = [(e.name, e.total) for e in events if isinstance(e, Phase)]
     assert phases == [("evaluate", 4), ("generate", 8), ("rationalize", 6), ("train", 1), ("evaluate", 4)]
     assert sum(isinstance(e, Tick) for e in events) == sum(total for _, total in phases)
@@ -119,7 +124,7 @@ def test_kept_rationalized_and_dropped(setup, monkeypatch, tokenizer):
 
 def test_hints_can_be_off(setup):
     sampler, *rest = setup(
-        lambda text: ("=" + answer(text), "stop") if int(answer(text)) % 4 else ("=1", "stop"), hint="off"
+        lambda text: ("=" + answer(text), "stop") if int(answer(text)) % 4 else ("=1", "stop"), rationalize=False
     )
     (_, first) = finished(star(sampler, *rest))
     assert not any("hint" in text for text in sampler.asked)
@@ -153,15 +158,6 @@ def test_a_hint_never_enters_an_example(setup, monkeypatch, tokenizer, seed):
     assert examples or not solved
 
 
-def test_rationalized_text_that_quotes_the_hint_is_a_leak():
-    task, problem = Riddles(), Problem("1", "1+1", "2")
-    assert verdict(task, problem, "hint 2 =2", "stop", hinted=True) == "leak"
-    assert verdict(task, problem, "=2", "stop", hinted=True) == "right"
-    assert verdict(task, problem, "=2", "length", hinted=True) == "length"
-    assert verdict(task, problem, "2", "stop", hinted=False) == "unparsed"
-    assert verdict(task, problem, "=3", "stop", hinted=False) == "wrong"
-
-
 def test_nothing_solved_stops_and_says_what_to_try(setup):
     events = star(*setup(lambda text: ("=1", "stop")))
     with pytest.raises(ValueError, match=r"none of 8 problems was solved, with 8 hinted .* try easier problems"):
@@ -173,13 +169,13 @@ def test_only_missing_generations_are_made(setup):
     first = list(star(*setup(script)))
     every = [g for e in first if isinstance(e, Chunk) for g in e.generations if g.iteration == 1]
     for keep in (0, 1, 5, len(every)):
-        made = random.Random(keep).sample(every, keep)
+        given = random.Random(keep).sample(every, keep)
         sampler, *rest = setup(script)
-        events = list(star(sampler, *rest, state=State(0), made=made))
+        events = list(star(sampler, *rest, state=State(0), given=given))
         assert len(sampler.asked) == len(every) - keep
         assert finished(events) == finished(first)[1:]
         again = [g for e in events if isinstance(e, Chunk) for g in e.generations]
-        assert {g.key for g in again} == {g.key for g in every} - {g.key for g in made}
+        assert {g.key for g in again} == {g.key for g in every} - {g.key for g in given}
 
 
 @pytest.mark.parametrize("start", ["base", "previous"])
@@ -199,21 +195,12 @@ def test_where_an_iteration_starts_from(setup, monkeypatch, start):
     assert min(left) > 0
 
 
-def test_problems_are_drawn_evenly_and_anew():
-    train = [Problem(f"a{i}", "", "", "a") for i in range(3)] + [Problem(f"b{i}", "", "", "b") for i in range(50)]
-    for n, a in ((4, 2), (10, 3), (53, 3), (99, 3)):
-        drawn = draw(train, n, seed=1)
-        assert len({p.id for p in drawn}) == len(drawn) == min(n, 53)
-        assert sum(p.group == "a" for p in drawn) == a
-    assert draw(train, 9, 1) == draw(train, 9, 1) != draw(train, 9, 2)
-
-
 def test_seeds_depend_on_every_part():
     key = (0, 1, "generate", "7", 0)
     others = [(1, *key[1:]), (0, 2, *key[2:]), (0, 1, "rationalize", *key[3:]), (*key[:3], "8", 0), (*key[:4], 1)]
     keys = [key, *others, (0, 11, *key[2:])]  # fmt: skip
-    assert len({fold(*k) for k in keys}) == len(keys)
-    assert all(0 <= fold(*k) < 2**63 for k in keys)
+    assert len({seed_of(*k) for k in keys}) == len(keys)
+    assert all(0 <= seed_of(*k) < 2**63 for k in keys)
 
 
 def test_temperature_changes_with_the_seed(tokenizer):
@@ -236,11 +223,11 @@ def test_temperature_changes_with_the_seed(tokenizer):
 
 
 def test_shared_prefix_and_examples(tokenizer):
-    assert prompts.share([[1, 2, 3], [1, 2, 4, 5]]) == ([1, 2], [[3], [4, 5]])
-    assert prompts.share([[1, 2], [1, 2, 3]]) == ([1], [[2], [2, 3]])
-    assert prompts.share([[5]]) == ([], [[5]])
-    assert prompts.share([]) == ([], [])
-    assert prompts.share([[7, 1], [7, 3], [7, 2]]) == ([7], [[1], [3], [2]])
+    assert prompts.split_prefix([[1, 2, 3], [1, 2, 4, 5]]) == ([1, 2], [[3], [4, 5]])
+    assert prompts.split_prefix([[1, 2], [1, 2, 3]]) == ([1], [[2], [2, 3]])
+    assert prompts.split_prefix([[5]]) == ([], [[5]])
+    assert prompts.split_prefix([]) == ([], [])
+    assert prompts.split_prefix([[7, 1], [7, 3], [7, 2]]) == ([7], [[1], [3], [2]])
     task, problem = Riddles(), Problem("1", "1+1", "2")
     rationale = tokenizer.encode("=2")
     for ids in (rationale, [*rationale, 1]):  # an end is added only where the model wrote none
@@ -251,9 +238,16 @@ def test_shared_prefix_and_examples(tokenizer):
         prompts.encode(task, Problem("p", "1x1", "1"), tokenizer)
 
 
-def test_few_shot_text_is_sampled_with_and_shared(setup, monkeypatch, tokenizer):
+def with_example():
+    """Riddles behind one worked example."""
     task = Riddles()
-    task.prefix, task.hint_prefix = "1+1\n=2\n", "hint 2\n1+1\n=2\n"
+    task.shots = [Shot(Problem("example", "1+1", "2"), "=2\n")]
+    assert (task.prefix, task.hint_prefix) == ("1+1\n=2\n", "hint 2\n1+1\n=2\n")
+    return task
+
+
+def test_few_shot_text_is_sampled_with_and_shared(setup, monkeypatch, tokenizer):
+    task = with_example()
     script = lambda text: ("=" + answer(text) if text.startswith("hint") else "=1", "stop")  # noqa: E731
     examples = trained_on(monkeypatch)
     sampler, *rest = setup(script, task)
@@ -267,11 +261,10 @@ def test_few_shot_text_is_sampled_with_and_shared(setup, monkeypatch, tokenizer)
 @pytest.mark.parametrize(("shown", "behind_hints"), [("base", False), ("hint", True)])
 def test_few_shot_text_can_be_trained_on_and_dropped(setup, monkeypatch, tokenizer, shown, behind_hints):
     """--few-shot-sample base: only M_0 sees the text, so M_1's evaluation is the first without; hint: all hints do."""
-    task = Riddles()
-    task.prefix, task.hint_prefix = "1+1\n=2\n", "hint 2\n1+1\n=2\n"
+    task = with_example()
     script = lambda text: ("=" + answer(text) if "hint" in text else "=1", "stop")  # noqa: E731
     examples = trained_on(monkeypatch)
-    sampler, *rest = setup(script, task, few_shot_sample=shown, few_shot_train="on", iterations=2)
+    sampler, *rest = setup(script, task, few_shot_sample=shown, few_shot_train=True, iterations=2)
     seen = {}
     for event in star(sampler, *rest):
         if isinstance(event, Phase):
@@ -302,7 +295,7 @@ def varied(right):
 
 def test_several_samples_a_problem(setup, monkeypatch):
     sampler, *rest = setup(varied(lambda text: "hint" not in text and int(answer(text)) % 4 == 0), samples=3,
-                           temperature=1.0, hint_samples=2, dedup="off", problems=8)  # fmt: skip
+                           temperature=1.0, hint_samples=2, dedup=False, problems=8)  # fmt: skip
     examples = trained_on(monkeypatch)
     events = list(star(sampler, *rest))
     (_, first) = finished(events)
@@ -315,29 +308,29 @@ def test_several_samples_a_problem(setup, monkeypatch):
     assert len({g.key for g in generations}) == len({g.seed for g in generations}) == len(generations)
 
 
-@pytest.mark.parametrize(("dedup", "cap", "most"), [("off", None, 3), ("on", None, 2), ("on", 1, 1), ("off", 2, 2)])
-def test_repeats_and_cap(setup, monkeypatch, dedup, cap, most):
+@pytest.mark.parametrize(("dedup", "at_most", "most"), [(False, None, 3), (True, None, 2), (True, 1, 1), (False, 2, 2)])
+def test_repeats_and_the_most_of_a_problem(setup, monkeypatch, dedup, at_most, most):
     examples = trained_on(monkeypatch)
-    sampler, *rest = setup(varied(lambda text: True), samples=3, temperature=1.0, dedup=dedup, cap=cap)
+    sampler, *rest = setup(varied(lambda text: True), samples=3, temperature=1.0, dedup=dedup, max_per_problem=at_most)
     list(star(sampler, *rest))
     prompts_seen = [e.tokens[: e.n_prompt] for e in examples[0]]
     assert max(prompts_seen.count(p) for p in prompts_seen) == most
-    if dedup == "on":
+    if dedup:
         assert len(set(examples[0])) == len(examples[0])
 
 
 def test_all_rounds_are_trained_on_and_come_back_from_disk(setup, monkeypatch):
     """Other problems each iteration: the second trains on both iterations' rationales, resumed or not."""
     examples = trained_on(monkeypatch)
-    options = {"rounds": "all", "iterations": 2, "problems": 4}
+    options = {"keep": "all", "iterations": 2, "problems": 4}
     sampler, *rest = setup(varied(lambda text: True), Riddles(20), **options)
     events = list(star(sampler, *rest))
     assert len(examples[0]) == 4
     assert len(examples[1]) == 8
     assert [m["examples"] for m in finished(events)[1:]] == [4, 8]
-    made = [g for e in events if isinstance(e, Chunk) for g in e.generations if g.iteration == 1]
+    given = [g for e in events if isinstance(e, Chunk) for g in e.generations if g.iteration == 1]
     sampler, *rest = setup(lambda text: ("=" + answer(text), "stop"), Riddles(20), **options)
-    list(star(sampler, *rest, state=State(1), made=made))
+    list(star(sampler, *rest, state=State(1), given=given))
     assert examples[2][:4] == examples[1][:4]
     assert len(examples[2]) == 8
 
@@ -351,33 +344,71 @@ def test_sampling_stops_when_enough_is_right(setup, wanted, asked):
     assert first["rationalized"] == asked
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_a_share_of_the_failures_is_rationalized(setup, share):
-    script = lambda text: ("=" + answer(text) if "hint" in text or answer(text) == "2" else "=1", "stop")  # noqa: E731
-    counts = []
-    for seed in range(6):
-        sampler, *rest = setup(script, Riddles(44), problems=40, hint_share=share, seed=seed)
-        (_, first) = finished(star(sampler, *rest))
-        assert first["rationalized"] + first["dropped"]["wrong"] == 39
-        counts.append(first["rationalized"])
-    assert {0.0: max(counts) == 0, 0.5: 12 <= min(counts) <= max(counts) <= 28, 1.0: min(counts) == 39}[share]
-    assert len(set(counts)) > 1 or share != 0.5
-
-
 def test_epochs_say_how_long_to_train(setup):
     sampler, *rest = setup(lambda text: ("=" + answer(text), "stop"), epochs=2.5, first_steps=28)
     (_, first) = finished(star(sampler, *rest))
     assert first["steps"] == 5  # 8 examples, 4 a step
 
 
-def test_accuracy_weighs_groups_alike():
-    problems = [
-        Problem("1", "", "", "a"),
-        Problem("2", "", "", "b"),
-        Problem("3", "", "", "b"),
-        Problem("4", "", "", "b"),
-    ]
-    verdicts = {"1": "right", "2": "wrong", "3": "wrong", "4": "right"}
-    made = [Generation(1, "evaluate", p, 0, 0, (), "", "stop", 0.0, None, v, None) for p, v in verdicts.items()]
-    assert accuracy(problems, made) == {"a": 1.0, "b": 1 / 3, "mean": pytest.approx(2 / 3)}
-    assert list(accuracy([Problem("1", "", "")], made)) == ["all", "mean"]
+def test_the_sampler_lets_go_of_its_memory_before_each_training(setup, monkeypatch, tokenizer):
+    """The cache and what a training step keeps never lie in memory together."""
+    seen, original = [], loop.finetune_steps
+
+    def spy(*args, **options):
+        seen.append(sampler.released)
+        return original(*args, **options)
+
+    monkeypatch.setattr(loop, "finetune_steps", spy)
+    sampler, *rest = setup(lambda text: ("=" + answer(text), "stop"), iterations=3)
+    list(star(sampler, *rest))
+    assert seen == [1, 2, 3]
+
+    def look(*args, **options):
+        seen.append((real._slots, real._prefix))
+        return original(*args, **options)
+
+    monkeypatch.setattr(loop, "finetune_steps", look)
+    task = load_task("arithmetic", digits="2")
+    task.train, task.heldout = task.train[:8], task.heldout[:2]
+    real = Sampler(add_lora(checkpoints.load_model(SHIPPED), rank=2), 4, 64, tokenizer)
+    list(star(real, tokenizer, task, StarConfig(iterations=1, first_steps=1)))
+    assert seen[3:] == [(None, None)]
+    assert real._slots is not None, "it was in use before and after"
+
+
+@pytest.mark.parametrize("method", ["extract", "right", "leaks", "check_steps"])
+def test_a_task_that_fails_in_the_middle_of_a_run_is_one_line(setup, method):
+    """Its trial at load saw no such text. The line names file, method and text, not a place in this program."""
+    def fails(*args):
+        if "7" in args[-1]:
+            return [][7]
+        return getattr(Riddles, method)(task, *args)
+
+    def script(text):  # hinted texts are rationales of their own, so that leaks is asked too
+        return ("7" if int(answer(text)) > 4 else "") + "=" + (answer(text) if "hint" in text else "1"), "stop"
+
+    task = type("Failing", (Riddles,), {})()
+    setattr(task, method, fails)
+    events, seen = star(*setup(script, task)), []
+    said = refused(lambda: seen.extend(events), words=("test_loop.py", f"{method}(", "7=", "raises IndexError"))
+    assert "\n" not in said
+    assert any(isinstance(e, Phase) for e in seen), "it had begun"
+
+
+def test_a_rollout_alone(setup):
+    """Judged generations in the order of the problems, without a loop around it; what is given is not made again."""
+    sampler, tokenizer, task, config = setup(varied(lambda text: int(answer(text)) % 4 == 0), samples=2,
+                                             temperature=1.0)
+    problems = task.train[5:2:-1]
+    made = Rollout(sampler, tokenizer, task, config).complete(3, "generate", problems)
+    assert [g.key for g in made] == [(3, "generate", p.id, k) for p in problems for k in range(2)]
+    assert [g.verdict for g in made] == ["wrong", "wrong", "right", "right", "wrong", "wrong"]
+    assert [g.answer for g in made] == ["1", "1", "8", "8", "1", "1"]
+    assert all(g.logprob == -0.5 * len(g.tokens) and g.steps_right is None for g in made)
+    sampler.asked.clear()
+    again = Rollout(sampler, tokenizer, task, config, made[:4]).complete(3, "generate", problems)
+    assert again[:4] == made[:4]
+    assert len(sampler.asked) == 2
+    hinted = Rollout(sampler, tokenizer, task, config).judge((1, "rationalize", "4", 0), problems[1], Completion(
+        tuple(tokenizer.encode("hint=8")), (-1.0,) * 6, "stop"), 5)  # fmt: skip
+    assert (hinted.verdict, hinted.text, hinted.seed, hinted.kept) == ("leak", "hint=8", 5, False)

@@ -1,28 +1,25 @@
-"""What is said before a run against what a run then takes: tokens, rationales, steps, and bytes."""
+"""The memory that is said before a run against what a run then takes, in bytes."""
 
-import copy
 import random
-import re
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
-from conftest import GOLDEN, SHIPPED, random_decoder, refused
-from test_loop import Riddles, Scripted, answer, finished
+from conftest import SHIPPED, random_decoder, refused
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import checkpoints
+import star.cache
+import star.run.memory
 from kernels.cross_entropy import linear_cross_entropy
-from star import cost, prompts, sampler
 from star.batch import micro_batches
-from star.cache import KVCache
-from star.config import PRESETS, StarConfig
-from star.cost import Fit, Forecast, Work, duration, fit, kept_bytes, memory, refuse, size
-from star.loop import Chunk, star
-from star.lora import add_lora, lora_modules
-from star.problem import Example, Problem
+from star.cache import KVCache, choose_slots
+from star.config import StarConfig
+from star.lora import add_lora, lora_modules, trainable
+from star.problem import Example
+from star.run.memory import Lengths, Memory, kept_bytes, memory, passing, refuse, size
 from star.sampler import Sampler
-from star.tasks import Task, load_task
 
 CPU = torch.device("cpu")
 WIDE = {"d_model": 64, "n_layers": 3, "n_heads": 4, "n_kv": 2, "head_dim": 16, "d_ff": 160}
@@ -106,10 +103,8 @@ class Peak(TorchDispatchMode):
         return out
 
 
-def parts(config, lengths=None, cap=68, rows=10**6, model=None):
-    made = memory(model or checkpoints.outline(SHIPPED), config, lengths or Fit(24, 0), cap, rows, CPU)
-    slots = next(int(m[1]) for m in (re.search(r"(\d+) slots", name) for name in made) if m)
-    return *made.values(), slots
+def parts(config, lengths=None, max_new=68, rows=10**6, model=None, device=CPU):
+    return memory(model or checkpoints.outline(SHIPPED), config, lengths or Lengths(24, 0), max_new, rows, device)
 
 
 @pytest.mark.parametrize(("prefix", "own", "slots", "dtype", "vocab", "temperature"), [
@@ -118,7 +113,7 @@ def parts(config, lengths=None, cap=68, rows=10**6, model=None):
     ids=["prefill", "with few-shot text", "bfloat16", "logits", "noise"])  # fmt: skip
 def test_what_sampling_holds(prefix, own, slots, dtype, vocab, temperature):
     model = random_decoder(dtype=dtype, **WIDE | {"vocab": vocab, "n_layers": 2})
-    said = parts(StarConfig(slots=slots, temperature=temperature), Fit(own, prefix), 3, model=copy.deepcopy(model))[3]
+    said = parts(StarConfig(slots=slots, temperature=temperature), Lengths(own, prefix), 3, model=model).sampling
     runner, rng = Sampler(model, slots, own + 3), random.Random(0)
     text = [[rng.randrange(2, vocab) for _ in range(own)] for _ in range(slots + 1)]
     with Peak() as peak:
@@ -128,16 +123,49 @@ def test_what_sampling_holds(prefix, own, slots, dtype, vocab, temperature):
 
 
 def test_weights_adapters_and_copy():
-    weights, adapters, merged, _, _, _ = parts(StarConfig())
+    need = parts(StarConfig())
     model = add_lora(checkpoints.load_model(SHIPPED), rank=16)
-    assert weights == 538_112 * 4
-    assert adapters == 16 * sum(p.numel() for p in model.parameters() if p.requires_grad)  # value, gradient, 2 moments
-    assert merged == weights - 4 * sum(p.numel() for name, p in model.named_parameters() if "norm" in name or
-                                       "embed" in name)
-    assert parts(StarConfig(merge="off"))[:3] == (weights, adapters, 0)
-    wide = checkpoints.outline(SHIPPED, "float64")  # adapters are then as wide
-    assert parts(StarConfig(), model=wide)[:3] == (2 * weights, 2 * adapters, 2 * merged)
-    assert parts(StarConfig(rank=4))[1] == adapters // 4
+    assert need.weights == 538_112 * 4
+    assert need.adapters == 16 * sum(p.numel() for p in trainable(model).values())  # value, gradient, 2 moments
+    assert need.copy == sum(module.weight.nbytes for _, module in lora_modules(model))
+    live = parts(StarConfig(merge=False))
+    assert (live.weights, live.adapters, live.copy) == (need.weights, need.adapters, 0)
+    wide = parts(StarConfig(), model=checkpoints.outline(SHIPPED, "float64"))  # adapters are then as wide
+    assert (wide.weights, wide.adapters, wide.copy) == (2 * need.weights, 2 * need.adapters, 2 * need.copy)
+    assert parts(StarConfig(rank=4)).adapters == need.adapters // 4
+
+
+@pytest.mark.parametrize("fields", [{}, {"gated": False, "block": "parallel"}, {"n_kv": 1, "bias_qkv": True}])
+def test_adapters_and_copy_of_any_model(fields):
+    """Counted from names and shapes alone; here against the adapters as they are made."""
+    need = parts(StarConfig(rank=3), model=random_decoder(dtype=torch.bfloat16, **fields))
+    model = add_lora(random_decoder(dtype=torch.bfloat16, **fields), rank=3)
+    assert need.adapters == 4 * sum(p.nbytes for p in trainable(model).values())
+    assert need.copy == sum(module.weight.nbytes for _, module in lora_modules(model))
+
+
+def test_what_is_held_at_a_time():
+    """Sampling and training do not meet."""
+    need = Memory(weights=100, adapters=10, copy=30, sampling=300, training=401, slots=7)
+    assert need.most == 541
+    assert replace(need, sampling=500).most == 640
+    assert str(Memory(2**28, 2**20, 0, 2**21, 2**22, 7)) == (
+        "weights 0.25 GiB, adapters with gradient and moments 1.0 MiB, sampling in 7 slots 2.0 MiB, training 4.0 MiB")
+
+
+def test_counting_changes_neither_model_nor_settings():
+    """The outline is what the weights are loaded into later."""
+    model, config = checkpoints.outline(SHIPPED), StarConfig()
+    parameters = list(model.named_parameters())
+
+    def state():
+        return ([(name, id(p), p._version, p.requires_grad, p.device) for name, p in model.named_parameters()],
+                list(map(id, model.modules())), sorted(vars(model)), str(vars(config)))  # fmt: skip
+
+    before = state()
+    parts(config, model=model)
+    assert state() == before
+    assert len(parameters) == len(before[0])
 
 
 def test_slots_are_chosen_from_what_the_weights_leave(monkeypatch):
@@ -145,19 +173,19 @@ def test_slots_are_chosen_from_what_the_weights_leave(monkeypatch):
     model = checkpoints.load_model(SHIPPED)
     weights, row = 538_112 * 4, (24 + 68) * KVCache.bytes_a_token(model.config, model.dtype)
     for free in (weights - 5, weights + 5 * row, weights + 100 * row, 10**12, None):
-        monkeypatch.setattr(cost, "free_memory", lambda _, free=free: free)
-        monkeypatch.setattr(sampler, "free_memory", lambda _, free=free: free and max(free - weights, 0))
-        assert parts(StarConfig())[-1] == sampler.plan_slots(model, None, 24 + 68)
-        assert parts(StarConfig(slots=7))[-1] == 7
-        assert parts(StarConfig(), rows=1)[-1] == 1
+        monkeypatch.setattr(star.run.memory, "free_memory", lambda _, free=free: free)
+        monkeypatch.setattr(star.cache, "free_memory", lambda _, free=free: free and max(free - weights, 0))
+        assert parts(StarConfig()).slots == choose_slots(model.config, model.dtype, CPU, None, 24 + 68)
+        assert parts(StarConfig(slots=7)).slots == 7
+        assert parts(StarConfig(), rows=1).slots == 1
 
 
 def test_the_cache_is_counted_whole():
-    model, slots, own, prefix, cap = checkpoints.load_model(SHIPPED), 5, 24, 300, 68
-    caches = [KVCache(model.config, *shape, CPU, model.dtype) for shape in ((slots, own + cap), (1, prefix))]
+    model, slots, own, prefix, new = checkpoints.load_model(SHIPPED), 5, 24, 300, 68
+    caches = [KVCache(model.config, *shape, CPU, model.dtype) for shape in ((slots, own + new), (1, prefix))]
     held = sum(t.nbytes for cache in caches for t in [*cache.keys, *cache.values])
-    config, lengths = StarConfig(slots=slots), Fit(own, prefix)
-    assert parts(config, lengths, cap)[3] == held + cost.passing(model, config, lengths, slots, cpu=True)
+    config, lengths = StarConfig(slots=slots), Lengths(own, prefix)
+    assert parts(config, lengths, new).sampling == held + passing(model, config, lengths, slots, cpu=True)
 
 
 def test_training_is_bounded_by_the_batch(monkeypatch):
@@ -170,11 +198,11 @@ def test_training_is_bounded_by_the_batch(monkeypatch):
         (1, {"batch_size": 64, "micro_tokens": 5000}, 5000, 1024), (1, {"batch_size": 64, "micro_tokens": 5}, 92, 92),
     ):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        assert parts(StarConfig(**settings))[4] == tokens * each + rows * logits
+        assert parts(StarConfig(**settings)).training == tokens * each + rows * logits
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    with_text = [parts(StarConfig(batch_size=2, few_shot_train=on), Fit(24, 300))[4] for on in ("off", "on")]
+    with_text = [parts(StarConfig(batch_size=2, few_shot_train=on), Lengths(24, 300)).training for on in (False, True)]
     assert with_text == [2 * 92 * (each + logits), 2 * 392 * (each + logits)]
-    assert parts(StarConfig(recompute="on"))[4] < parts(StarConfig())[4] / 2
+    assert parts(StarConfig(recompute=True)).training < parts(StarConfig()).training / 2
 
 
 @pytest.mark.parametrize(
@@ -183,17 +211,16 @@ def test_training_is_bounded_by_the_batch(monkeypatch):
         (99, {}, ["smaller model, or half as much by --dtype bfloat16"]),
         (99, {"dtype": "bfloat16"}, ["smaller model"]),
         (109, {}, ["--rank"]),
-        (139, {}, ["--merge off"]),
-        (139, {"merge": "off"}, ["--slots", "--max-new-tokens"]),
+        (139, {}, ["--no-merge"]),
+        (139, {"merge": False}, ["--slots", "--max-new-tokens"]),
         (439, {}, ["--slots", "--max-new-tokens"]),
-        (540, {}, ["--recompute on"]),
-        (540, {"recompute": "on"}, ["--micro-tokens"]),
+        (540, {}, ["--recompute"]),
+        (540, {"recompute": True}, ["--micro-tokens"]),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_flag_that_helps(free, settings, words):
     config = StarConfig(**settings)
-    sizes = {"weights": 100, "adapters": 10, "copy": 0 if config.merge == "off" else 30, "cache": 300, "training": 401}
-    mega = {name: n * 2**20 for name, n in sizes.items()}
+    mega = Memory(*(n * 2**20 for n in (100, 10, 0 if config.merge is False else 30, 300, 401)), slots=7)
     has = f"cpu has {size(free * 2**20)} free"
     advice = refused(refuse, mega, free * 2**20, CPU, config, words=(has, "(weights 100.0 MiB, ")).rpartition(": ")[2]
     assert all(word in advice for word in words)
@@ -203,217 +230,16 @@ def test_what_does_not_fit_is_refused_with_the_flag_that_helps(free, settings, w
 
 
 def test_a_copy_that_a_device_can_do_without_is_no_reason():
-    """--merge auto makes the copy on a CPU, and elsewhere only where there is room."""
-    sizes, cuda = {"weights": 100, "adapters": 10, "copy": 90, "cache": 50, "training": 60}, torch.device("cuda")
+    """Where nothing was said of it, a CPU makes the copy, and others only where there is room."""
+    sizes, cuda = Memory(100, 10, 90, 50, 60, slots=7), torch.device("cuda")
     refuse(sizes, 170, cuda, StarConfig())
-    refused(refuse, sizes, 170, cuda, StarConfig(merge="on"), words=("--merge off",))
-    refused(refuse, sizes, 170, CPU, StarConfig(), words=("--merge off",))
+    refused(refuse, sizes, 170, cuda, StarConfig(merge=True), words=("--no-merge",))
+    refused(refuse, sizes, 170, CPU, StarConfig(), words=("--no-merge",))
     refused(refuse, sizes, 249, CPU, StarConfig(), words=("--slots",))
     refused(refuse, sizes, 259, CPU, StarConfig(), words=("--recompute",))
     refuse(sizes, 260, CPU, StarConfig())
 
 
-# work and time
-
-
-def played(right, **settings):
-    """(Work as foretold, rationales sampled and steps taken by iteration) of a run with a scripted model."""
-    config = StarConfig(**{"iterations": 2, "problems": 10, "batch_size": 4, "temperature": 1.0} | settings)
-    calls, task = [], Riddles(30)
-
-    def script(text):  # no two rationales are equal
-        calls.append(text)
-        return f"{len(calls)}=" + (answer(text) if right(text) else "1"), "stop"
-
-    runner = Scripted(add_lora(checkpoints.load_model(SHIPPED), rank=2, targets=("q_proj",)),
-                      checkpoints.load_tokenizer(SHIPPED), script)
-    events = list(star(runner, runner.tokenizer, task, config))
-    made = [g.iteration for e in events if isinstance(e, Chunk) for g in e.generations]
-    work = Work.of(config, len(task.train), len(task.heldout))
-    return work, [made.count(n) for n in range(config.iterations + 1)], [m.get("steps", 0) for m in finished(events)]
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"first_steps": 3, "growth": 1.5},
-        {"epochs": 1.5},
-        {"epochs": 1.0, "samples": 2, "hint_samples": 5},
-        {"epochs": 1.0, "samples": 2, "hint_samples": 5, "cap": 3},
-        {"epochs": 1.0, "rounds": "all", "problems": 26},
-        {"epochs": 1.0, "rounds": "all", "problems": 26, "samples": 3, "cap": 4},
-        {"epochs": 1.0, "problems": 1000, "validation": 7, "eval_samples": 2, "heldout_problems": 3},
-        {"heldout_problems": 1000, "validation": 5},
-    ],
-)
-def test_a_run_that_needs_all_hints_does_the_work_foretold(settings):
-    work, sampled, steps = played(lambda text: "hint" in text, **settings)
-    assert sampled == work.sampled
-    assert steps == work.steps
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"epochs": 2.0, "samples": 3},
-        {"epochs": 2.0, "samples": 3, "cap": 2},
-        {"epochs": 1.0, "samples": 2, "rounds": "all", "cap": 3},
-        {"wanted": 4},
-        {"validation": 5, "heldout_when": "best", "patience": 1},
-        {"iterations": 0},
-    ],
-)
-def test_no_run_does_more_than_foretold(settings):
-    work, sampled, steps = played(lambda text: "hint" not in text, **settings)
-    assert sampled[0] == work.sampled[0]
-    for done, foretold in ((sampled, work.sampled), (steps, work.steps)):
-        assert all(a <= b for a, b in zip(done, foretold, strict=False))
-
-
-def test_a_run_without_hints_does_the_work_foretold():
-    work, sampled, steps = played(lambda text: True, hint="off", epochs=2.0, samples=3)
-    assert (sampled, steps) == (work.sampled, work.steps)
-
-
-def test_work_of_the_baselines_and_presets():
-    assert Work.of(StarConfig(learn="gold", epochs=1.0, batch_size=8, iterations=1), 100, 20) == Work([20, 20], [0, 13])
-    assert Work.of(StarConfig(hint_share=0.25, problems=10, iterations=1), 100, 20).sampled == [20, 33]
-    paper = Work.of(StarConfig(**PRESETS["paper"]), 7473, 1319)
-    assert paper.steps[:6] == [0, 40, 48, 57, 69, 82]
-    assert set(paper.sampled[1:]) == {2 * (7473 - 200) + 200 + 1319}
-    modern = Work.of(StarConfig(**PRESETS["modern"]), 7473, 1319)
-    assert modern == Work([200 + 9 * 1319, *[4 * 2000 + 200 + 9 * 1319] * 10], [0, *[250] * 10])
-    assert Work.of(StarConfig(validation=50, iterations=1), 30, 5) == Work([35, 35], [0, 28])  # nobody is left
-    assert modern.left(8) == (2 * modern.sampled[1], 500)
-    assert modern.left(10) == (0, 0)
-
-
-def test_forecast():
-    """From the pace so far: ten seconds for 100 of 400 rationales leave thirty."""
-    forecast = Forecast(Work([100, 150, 150], [0, 10, 30]))
-    assert forecast.left(-1) == (0, None)
-    forecast.add({"evaluate": 6.0, "pass at k": 4.0, "save": 99.0}, 100, 0)
-    assert forecast.left(0) == (pytest.approx(30.0), None)
-    forecast.add({"generate": 10.0, "rationalize": 4.0, "evaluate": 6.0, "train": 5.0, "save": 99.0}, 150, 10)
-    assert forecast.left(1) == (pytest.approx(150 * 30 / 250), pytest.approx(15.0))
-    assert forecast.left(2) == (0.0, 0.0)
-
-
-@pytest.mark.parametrize(("seconds", "said"), [(0, "0 s"), (40.4, "40 s"), (99, "99 s"), (100, "2 min"),
-    (720, "12 min"), (5999, "100 min"), (6000, "1.7 h"), (12_600, "3.5 h")])  # fmt: skip
-def test_durations_for_people(seconds, said):
-    assert duration(seconds) == said
-
-
 def test_sizes_for_people():
     assert [size(n) for n in (0, 538_112 * 4, 2**28 - 2**20, 2**28, 27 * 2**29)] == [
         "0.0 MiB", "2.1 MiB", "255.0 MiB", "0.25 GiB", "13.50 GiB"]  # fmt: skip
-
-
-# whether prompts fit
-
-
-class Questions(Task):
-    """Problems are texts; the hint stands in front."""
-
-    prefix, hint_prefix = "1+1=2\n", "hint 2\n1+1=2\n"
-
-    def __init__(self, train, heldout):
-        self.train, self.heldout = ([Problem(f"{part}{i}", q, "7") for i, q in enumerate(questions)]
-                                    for part, questions in (("t", train), ("h", heldout)))
-
-    def question(self, problem):
-        return problem.question + "\n"
-
-    def hinted(self, problem):
-        return f"hint {problem.answer}\n{problem.question}\n"
-
-    def turns(self, hinted=False):
-        return [("hint 2\n1+1" if hinted else "1+1", "2")]
-
-
-def longest(task, tokenizer, few_shot):
-    return max(len(prompts.encode(task, p, tokenizer, hinted, few_shot))
-               for p in [*task.train, *task.heldout] for hinted in (False, True))
-
-
-def test_problems_that_do_not_fit_leave_the_task(tokenizer):
-    """Of the hinted prompt too: hint prefix 13, hint 7, question and line break."""
-    task = Questions(["1" * n for n in (5, 79, 80, 90)], ["2" * n for n in (4, 79, 99)])
-    lengths, out = fit(task, tokenizer, cap=10, limit=110)
-    assert out == ["h2", "t2", "t3"]
-    assert ([p.id for p in task.train], [p.id for p in task.heldout]) == (["t0", "t1"], ["h0", "h1"])
-    assert lengths == Fit(own=87, prefix=13)
-    assert lengths.whole == longest(task, tokenizer, True) == 100
-    assert lengths.own == longest(task, tokenizer, False)
-    assert fit(task, tokenizer, 10, 110) == (lengths, [])
-
-
-def test_few_shot_text_that_leaves_no_room_is_refused(tokenizer):
-    task = Questions(["1"], ["2"])
-    refused(fit, task, tokenizer, 10, 24, words=("few-shot text has 13 tokens", "24 positions", "--shots"))
-    refused(fit, Questions(["1" * 99] * 5, ["1"]), tokenizer, 10, 60,
-            words=("5 of 6 prompts", "60 positions", "t0, t1, t2 and 2 more", "--shots", "--max-new-tokens"))
-    refused(fit, Questions(["1"], ["1" * 99]), tokenizer, 10, 60, words=("1 of 2 prompts", "such as h0"))
-
-
-@pytest.mark.parametrize("name", ["tok_llama3", "tok_sp_llama", "tok_gpt2"])
-def test_the_longest_is_found_among_texts_of_any_kind(name):
-    """Tokens are no simple matter of bytes: rare signs take several, common words one. None may be overlooked."""
-    words, rng = checkpoints.load_tokenizer(GOLDEN / name), random.Random(0)
-    kinds = ["the ", "and then ", "7 ", "1934 ", "é", "中", "\n\n", "🙂", " " * 9]
-    texts = ["".join(rng.choices(kinds[i % 9 :][:2], k=rng.randrange(1, 40))) for i in range(300)]
-    task = Questions(texts[:250], texts[250:])
-    lengths, out = fit(task, words, 10, 10**6)
-    assert out == []
-    assert lengths.own == longest(task, words, False)
-    assert abs(lengths.whole - longest(task, words, True)) <= cost.SLACK
-    limit = lengths.whole - 20
-    _, out = fit(task, words, 10, limit)
-    assert 0 < len(out) < 150
-    assert longest(task, words, True) + 10 <= limit
-    assert all(max(len(prompts.encode(task, p, words, hinted)) for hinted in (False, True)) + 10 > limit
-               for p in Questions(texts[:250], texts[250:]).train if p.id in out)
-
-
-def test_each_few_shot_text_counts_for_its_own_problems(tokenizer):
-    class Two(Questions):
-        def shown(self, problem, hinted=False):
-            return "+" * (60 if len(problem.question) > 9 else 3)
-
-    task = Two(["1" * n for n in (9, 10, 24, 25)], ["2"])
-    lengths, out = fit(task, tokenizer, cap=10, limit=60 + 7 + 24 + 1 + 10)
-    assert out == ["t3"]
-    assert lengths == Fit(own=7 + 24 + 1, prefix=60)
-
-
-def test_few_prompts_are_encoded(tokenizer):
-    """A training set of ten thousands is looked through in no time."""
-    class Counted:
-        chat, unk_id, calls = None, 0, 0
-
-        def encode(self, text, special=True):
-            Counted.calls += 1
-            return tokenizer.encode(text, special)
-
-    task = load_task("arithmetic", digits="4-5")
-    lengths, _ = fit(task, Counted(), 68, 512)
-    assert lengths == Fit(24, 0)
-    assert Counted.calls < 100
-
-
-def test_a_conversation_counts_with_its_template(tokenizer):
-    class Long:
-        """A template that says much itself."""
-
-        def render(self, turns):
-            return "n" * 40 + "".join(f"{'h' if role == 'user' else 't'}{said}\n" for role, said in turns) + "t"
-
-    spoken = copy.copy(tokenizer)
-    spoken.chat = Long()
-    task = Questions(["1" * n for n in (5, 30, 31)], ["2"])
-    lengths, out = fit(task, spoken, 10, 40 + 15 + 1 + 7 + 30 + 2 + 10)
-    assert out == ["t2"]
-    assert lengths == Fit(own=longest(task, spoken, False), prefix=15)
-    assert lengths.whole == longest(task, spoken, True)

@@ -1,22 +1,21 @@
-"""What surrounds Algorithm 1: choosing by validation, stopping, baselines, conversations, presets, and what is said."""
+"""What surrounds Algorithm 1: choosing by validation, stopping, conversations, a run that goes on."""
 
 import copy
 import json
 import re
-from pathlib import Path
 
 import pytest
 from conftest import SHIPPED
 from test_loop import Riddles, Scripted, answer, finished, trained_on
 
 import checkpoints
-import train
-from star.config import PRESETS, StarConfig
-from star.history import clip
-from star.loop import Chunk, Finished, Phase, State, chosen, star
+from star.config import StarConfig
+from star.loop import State, star
 from star.lora import add_lora
-from star.run import Run, read_lines
+from star.problem import Chunk, Finished, Phase, Problem, Shot
+from star.run.folder import Run, read_lines
 from star.sampler import Sampler
+from star.select import choose_heldout
 from star.tasks import load_task
 
 
@@ -147,11 +146,11 @@ def test_held_out_problems_are_the_same_in_every_run():
     task.train, task.heldout = task.train[:8], task.train[8:]
     picked = {tuple(sorted(Stage(always, task, heldout_problems=9, seed=s).problems("evaluate"))) for s in (0, 1, 2)}
     assert len(picked) == 1
-    part = chosen(task.heldout, 9)
+    part = choose_heldout(task.heldout, 9)
     assert {p.id for p in part} == set(*picked)
     assert part == sorted(part, key=task.heldout.index)
     assert {sum(p.group == group for p in part) for group in ("odd", "even")} == {4, 5}
-    assert chosen(task.heldout, None) == chosen(task.heldout, 99) == task.heldout
+    assert choose_heldout(task.heldout, None) == choose_heldout(task.heldout, 99) == task.heldout
 
 
 def test_several_samples_of_held_out_problems():
@@ -160,7 +159,7 @@ def test_several_samples_of_held_out_problems():
         odd = int(answer(text)) % 4 == 2
         return "=1" if stage.phase.name == "pass at k" and odd and n % 4 else always(stage, text)
 
-    stage = Stage(script, eval_samples=4, eval_temperature=0.6, iterations=0)
+    stage = Stage(script, eval_samples=4, temperature=0.6, iterations=0)
     (base,) = stage.metrics
     assert base["accuracy"]["mean"] == 1
     assert base["pass_at"] == {"1": (1 + 1 / 4) / 2, "2": (1 + 1 / 2) / 2, "4": 1.0}
@@ -173,42 +172,6 @@ def test_several_samples_of_held_out_problems():
     seeds = [s for o in stage.sampler.options for s in o["seeds"]]
     assert len(set(seeds)) == len(seeds) == 20
     assert not {"pass_at", "maj_at"} & set(Stage(always, iterations=0).metrics[0])
-
-
-# baselines
-
-
-@pytest.mark.parametrize("learn", ["gold", "answers"])
-def test_baselines_train_on_what_was_written_and_sample_nothing(monkeypatch, tokenizer, learn):
-    task, examples = load_task("arithmetic", digits="1-2"), trained_on(monkeypatch)
-    task.train, task.heldout = task.train[:80], task.heldout[:6]
-    task = task.answers_only() if learn == "answers" else task
-    stage = Stage(lambda stage, text: "=0", task, learn=learn, problems=60, iterations=2, validation=5)
-    assert {e.name for e in stage.events if isinstance(e, Phase)} == {"validate", "evaluate", "train"}
-    assert not any("hint" in text for texts in stage.asked.values() for text in texts)
-    by_question = {task.question(p): p for p in task.train}
-    for step in examples:
-        asked = [tokenizer.decode(list(e.tokens[: e.n_prompt])) for e in step]
-        assert len(set(asked)) == len(asked) == 60
-        for question, e in zip(asked, step, strict=True):
-            problem = by_question[question]
-            said = tokenizer.decode(list(e.tokens[e.n_prompt : -1]))
-            assert e.tokens[-1] == tokenizer.eos_ids[0]
-            assert task.right(problem, said)
-            assert said == (task.gold(problem) if learn == "gold" else "=" + problem.answer)
-            assert (said.count("\n") > 0) == (learn == "gold")
-    assert {e.tokens for e in examples[0]} != {e.tokens for e in examples[1]}  # drawn anew
-    assert [m["problems"] for m in stage.metrics[1:]] == [m["examples"] for m in stage.metrics[1:]] == [60, 60]
-    assert not any("kept" in m or "new_tokens" in m for m in stage.metrics)
-
-
-def test_baselines_start_from_the_base_each_time(monkeypatch):
-    task, examples = load_task("arithmetic", digits="1"), trained_on(monkeypatch)
-    stage = Stage(lambda stage, text: "=0", task, learn="gold", problems=10, epochs=2.0, first_steps=28, iterations=2)
-    assert [m["steps"] for m in stage.metrics[1:]] == [5, 5]  # 10 examples, 4 a step
-    alone = Stage(lambda stage, text: "=0", task, learn="gold", problems=10, epochs=2.0, first_steps=28)
-    assert alone.metrics == stage.metrics[:2]
-    assert examples[2] == examples[0]
 
 
 # stop strings and conversations
@@ -249,13 +212,7 @@ class Turns:
 
 
 class Spoken(Riddles):
-    prefix, hint_prefix = "1+1\n=2\n\n", "hint 2\n1+1\n=2\n\n"
-
-    def turns(self, hinted=False):
-        return [("hint 2\n1+1" if hinted else "1+1", "=2")]
-
-    def gold(self, problem):
-        return f" ={problem.answer}\n"
+    between, shots = "\n", (Shot(Problem("example", "1+1", "2"), "=2\n"),)
 
 
 def asked(text):
@@ -270,7 +227,7 @@ def spoken(tokenizer):
     return tokenizer
 
 
-@pytest.mark.parametrize("few_shot_train", ["off", "on"])
+@pytest.mark.parametrize("few_shot_train", [False, True])
 def test_conversations(monkeypatch, tokenizer, spoken, few_shot_train):
     """Few-shot examples are turns, hinted ones behind their hints; what is learned follows the plain turns."""
 
@@ -283,7 +240,7 @@ def test_conversations(monkeypatch, tokenizer, spoken, few_shot_train):
     assert set(stage.asked[1, "generate"]) == {f"h1+1\nt=2\nh{i}+{i}\nt" for i in range(8)}
     assert set(stage.asked[1, "rationalize"]) == hinted
     assert set(stage.asked[1, "evaluate"]) == {f"h1+1\nt=2\nh{i}+{i}\nt" for i in range(8, 12)}
-    shown = "h1+1\nt=2\n" if few_shot_train == "on" else ""
+    shown = "h1+1\nt=2\n" if few_shot_train else ""
     texts = {tokenizer.decode(list(e.tokens[: e.n_prompt])): tokenizer.decode(list(e.tokens[e.n_prompt : -1]))
              for e in examples[0]}
     assert texts == {f"{shown}h{i}+{i}\nt": f"={2 * i}" for i in range(8)}
@@ -295,18 +252,6 @@ def test_conversations_behind_the_base_only(spoken):
     stage = Stage(lambda stage, text: "=" + asked(text), Spoken(), spoken, few_shot_sample="base", iterations=2)
     assert all(text.startswith("h1+1\nt=2\n") for text in stage.asked[1, "generate"])
     assert sorted(stage.asked[2, "generate"]) == [f"h{i}+{i}\nt" for i in range(8)]
-
-
-def test_written_rationales_in_conversations(monkeypatch, tokenizer, spoken):
-    """Without the space and line break that plain text has around them: a turn's ends are the template's."""
-    examples = trained_on(monkeypatch)
-    for few_shot_train, shown in (("off", ""), ("on", "h1+1\nt=2\n")):
-        Stage(lambda *_: "=1", Spoken(), spoken, learn="gold", few_shot_train=few_shot_train)
-        assert sorted(tokenizer.decode(list(e.tokens)) for e in examples[-1]) == [
-            f"{shown}h{i}+{i}\nt={2 * i}" for i in range(8)]
-    Stage(lambda *_: "=1", Spoken(), learn="gold", few_shot_train="on")
-    assert sorted(tokenizer.decode(list(e.tokens)) for e in examples[-1]) == [
-        f"1+1\n=2\n\n{i}+{i}\n ={2 * i}\n" for i in range(8)]
 
 
 # a run that stops and goes on
@@ -326,9 +271,9 @@ class Killed(Exception):
 def play(folder, resume, stop=None):
     """What train.py does, with a scripted model; before the event of number `stop` is recorded, it is killed."""
     if resume:
-        run, state, made = Run.resume(folder)
+        run, state, given = Run.resume(folder)
     else:
-        run, state, made = Run.create(folder, StarConfig(**SETTINGS), {}), State(), []
+        run, state, given = Run.create(folder, StarConfig(**SETTINGS), {}, {}), State(), []
     now, count = [], 0
 
     def script(text):
@@ -339,7 +284,7 @@ def play(folder, resume, stop=None):
     sampler = Scripted(add_lora(checkpoints.load_model(SHIPPED), rank=2), checkpoints.load_tokenizer(SHIPPED), script)
     if state.iteration > 0:
         checkpoints.load_adapter(sampler.model, run.adapter(state.iteration))
-    for event in star(sampler, sampler.tokenizer, Riddles(60), run.config, state, made):
+    for event in star(sampler, sampler.tokenizer, Riddles(60), run.config, state, given):
         if count == stop:
             raise Killed
         now += [event] if isinstance(event, Phase) else []
@@ -383,138 +328,3 @@ def test_the_state_of_a_run_says_which_is_best(straight, tmp_path):
     state = json.loads((tmp_path / "run" / "state.json").read_text())
     assert state["finished"] is False
     assert state["best"] == [0, 1, 1, 3, 3][state["iteration"]]
-
-
-# presets and flags
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_presets_are_valid_with_flags_beside_them(name):
-    StarConfig(**PRESETS[name])
-    for beside in ([], ["--learn", "gold"], ["--learn", "answers"], ["--epochs", "2"], ["--first-steps", "7"],
-                   ["--growth", "1.5"], ["--temperature", "0"], ["--hint", "failure"], ["--iterations", "0"],
-                   ["--heldout-problems", "5", "--seed", "3", "--chat"]):
-        given, flags = train.read_flags(["--preset", name, *beside])
-        assert flags.preset == name
-        StarConfig(**given)
-    given, _ = train.read_flags(["--preset", name, "--iterations", "3", "--batch-size", "5"])
-    assert given == PRESETS[name] | {"iterations": 3, "batch_size": 5}
-
-
-def test_flags_go_before_a_preset():
-    assert train.preset("modern", {"first_steps": 9}) == {
-        k: v for k, v in PRESETS["modern"].items() if k != "epochs"} | {"first_steps": 9}
-    assert train.preset("paper", {"epochs": 2.0}) == {
-        k: v for k, v in PRESETS["paper"].items() if k not in ("first_steps", "growth")} | {"epochs": 2.0}
-    assert train.preset("modern", {"samples": 9, "temperature": 0.3})["samples"] == 9
-    gold = StarConfig(**train.preset("modern", {"learn": "gold"}))
-    assert (gold.samples, gold.temperature, gold.cap, gold.validation) == (1, 0.0, None, 200)
-    greedy = StarConfig(**train.preset("modern", {"temperature": 0.0}))
-    assert (greedy.samples, greedy.temperature, greedy.cap) == (1, 0.0, None)
-    assert train.preset(None, {"seed": 3}) == {"seed": 3}
-    assert {"samples", "temperature", "cap", "epochs"} < set(PRESETS["modern"])  # the tables themselves are unchanged
-
-
-def test_switches_and_what_is_no_setting():
-    assert train.read_flags(["--chat", "--zero-shot"])[0] == {"chat": True, "zero_shot": True}
-    given, flags = train.read_flags([])
-    assert given == {}
-    assert (flags.out, flags.resume, flags.check, flags.preset, flags.show, flags.price_per_hour) == (
-        None, None, False, None, 3, None)
-    assert train.read_flags(["--show", "0", "--price-per-hour", "2.5"])[1].price_per_hour == 2.5
-    for argv, words in ((["--chat", "yes"], "yes"), (["--preset", "best"], "--preset"),
-                        (["--preset", "paper", "--resume", "x"], "leave out --preset"), (["--show", "x"], "--show")):
-        with pytest.raises(ValueError, match=words):
-            train.read_flags(argv)
-
-
-# the command
-
-
-SMALL = ["--model", str(SHIPPED), "--digits", "3", "--problems", "40", "--first-steps", "2", "--slots", "32"]
-
-
-def test_a_run_says_what_it_did_and_cost(own_folder, capsys):
-    argv = [*SMALL, "--iterations", "3", "--validation", "50", "--patience", "1", "--heldout-when", "best",
-            "--eval-samples", "2", "--heldout-problems", "30", "--price-per-hour", "3", "--lr", "0.1"]
-    assert train.main(argv) == 0
-    out = capsys.readouterr().out
-    run = Path("runs/arithmetic-001")
-    metrics, state = read_lines(run / "metrics.jsonl"), json.loads((run / "state.json").read_text())
-    assert state["best"] == 0  # what such a learning rate leaves cannot add
-    assert state["iteration"] == 1
-    assert state["finished"] is True
-    base = metrics[0]
-    low, high = base["interval"]["mean"]
-    share = f"{base['accuracy']['mean']:.1%}"
-    assert (f"\nresult  iteration 0 (best on validation): {share} of the held-out problems, 95 % interval {low:.1%} to "
-            f"{high:.1%}; the base {share}\n") in out
-    for name, key in (("pass", "pass_at"), ("maj", "maj_at")):
-        shares = ", ".join(f"{base[key][k]:.1%} @{k}" for k in ("1", "2"))
-        assert f"\n{name:7} {shares}\n" in out
-    (timings, after) = read_lines(run / "timings.jsonl")
-    tokens = [timings["tokens"][kind] + after["tokens"][kind] for kind in ("sampled", "trained")]
-    sampled = [r for i in (0, 1) for r in read_lines(run / f"samples/iter-{i:03d}.jsonl")]
-    assert tokens == [sum(len(r["tokens"]) for r in sampled), metrics[1]["trained_tokens"]]
-    spent = re.search(r"^spent   0\.00\d device-hours; ([\d,]+) tokens sampled, ([\d,]+) trained on; "
-                      r"0\.0\d at 3 an hour$", out, re.M)
-    assert spent
-    assert list(spent.groups()) == [f"{n:,}" for n in tokens]
-    hours = sum(sum(t["seconds"].values()) for t in (timings, after)) / 3600
-    dear = train.summary(Run(run, StarConfig()), 36_000.5)
-    assert dear[-1].endswith(f"; {hours * 36_000.5:.2f} at 36000.5 an hour")
-    assert "paper's remark" not in out
-    first = metrics[1]
-    assert re.search(rf"^ +{first['solved']} of 40 problems solved \({first['solved'] / 40:.1%}\), "
-                     rf"{first['rationalized_problems']} of them only with the hint; ", out, re.M)
-    shown = re.findall(r"^ {6}(kept|rationalized|wrong|unparsed|length|leak|\w+, hinted) +(\d+\+\d+): (.*)$", out, re.M)
-    assert len(shown) == len({kind for kind, _, _ in shown}) == 3  # of each kind one, where there are as many
-    said = {(r["problem"], clip(" / ".join(r["text"].strip().split("\n")), 120)) for r in sampled}
-    assert {(problem, text) for _, problem, text in shown} <= said
-    assert shown[0][0] == "kept"
-
-    assert train.main(["--resume", str(run)]) == 2
-    assert "has finished its 1 iterations, out of --patience; to go on, start a run" in capsys.readouterr().err
-
-
-def test_without_samples_and_price(own_folder, capsys):
-    assert train.main([*SMALL, "--iterations", "1", "--heldout-problems", "20", "--show", "0"]) == 0
-    out = capsys.readouterr().out
-    assert "problems solved" not in out
-    assert re.search(r"^result  iteration 1 \(the last\): ", out, re.M)
-    assert re.search(r"^spent   .* trained on$", out, re.M)
-
-
-def test_a_base_that_solves_nothing_is_told_the_papers_remark(own_folder, capsys):
-    weak = ["--model", str(SHIPPED), "--digits", "9", "--heldout-problems", "12", "--iterations", "0"]
-    assert train.main(weak) == 0
-    out = capsys.readouterr().out
-    assert ("\nnote    the base solves 0.0% of the held-out problems: not surely more than chance. The paper's remark "
-            "(section 6): STaR starts only where few-shot accuracy is above chance") in out
-    gold = ["--iterations", "1", "--learn", "gold", "--problems", "8", "--first-steps", "1"]
-    assert train.main([*weak[:-2], *gold]) == 0
-    assert "paper's remark" not in capsys.readouterr().out
-
-
-def test_chance_is_what_guessing_gives(capsys):
-    task = Riddles()
-    task.chance = 0.2
-    for low, told in ((0.19, True), (0.2, True), (0.21, False)):
-        train.warn_if_weak({"interval": {"mean": [low, 1]}, "accuracy": {"mean": 0.3}}, task)
-        assert ("solves 30.0% of the held-out problems (20.0% by guessing)" in capsys.readouterr().out) == told
-    train.warn_if_weak({}, task)
-    assert capsys.readouterr().out == ""
-
-
-def test_what_a_task_cannot_give_is_refused(own_folder, capsys, monkeypatch):
-    task = Riddles()
-    monkeypatch.setattr(train, "load_task", lambda *_, **__: task)
-    for argv, words in ((["--learn", "gold"], "needs human rationales"), (["--learn", "answers"], "--learn answers"),
-                        (["--validation", "8"], "--validation is 8, but there are only 8 training problems"),
-                        (["--few-shot-train", "on"], "--few-shot-train on is given"), (["--chat"], "leave out --chat")):
-        assert train.main(["--model", str(SHIPPED), *argv]) == 2
-        err = capsys.readouterr().err
-        assert err.startswith("error: ")
-        assert words in err
-        assert err.count("\n") == 1
-    assert not Path("runs").exists()

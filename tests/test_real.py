@@ -82,6 +82,6 @@ def test_commands(capsys):
     assert train.main(["--model", str(FOLDER), "--check"]) == 0
     said = capsys.readouterr().out
     assert "llama, 134,515,008 parameters, float32" in said
-    assert "ids     [37, 27, 32, 198]" in said
+    assert "prompt  5+0: 4 ids, first 37, last 198" in said
     assert sample.main(["--model", str(FOLDER), "The capital of France is", "--max-new-tokens", "2"]) == 0
     assert "The capital of France is Paris" in capsys.readouterr().out

@@ -1,15 +1,20 @@
 """The sampler against naive decoding, which recomputes everything for every token and every prompt by itself."""
 
+import gc
+import itertools
 import math
+import random
+import weakref
 
 import pytest
 import torch
 from conftest import SHIPPED, random_decoder
 
 import checkpoints
-import star.sampler
+import star.schedule
 from star.batch import pack
-from star.cache import KVCache, free_memory
+from star.cache import KVCache
+from star.device import free_memory
 from star.draws import gumbel, truncate
 from star.finetune import finetune
 from star.lora import add_lora, reset, trainable
@@ -94,7 +99,7 @@ def test_equals_naive_in_float32_where_the_margin_is_clear(temperature, report):
     report(f"sampler, float32, temperature {temperature}: {compared} positions, {excused} excused (margin <= 1e-3)")
 
 
-@pytest.mark.parametrize("merge", ["off", "on"])
+@pytest.mark.parametrize("merge", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_log_probabilities_are_those_of_the_trainer(tokenizer, arithmetic, merge, dtype, report):
     """What the sampler says of a token is what the trainer's packed forward says, adapters on.
@@ -196,9 +201,9 @@ def test_flags_read_every_few_steps_change_nothing(monkeypatch, prefix):
     for i, out in enumerate(expected):
         ids = naive(model, [*prefix, *prompts[i]], options["max_new_tokens"][i], range(5), 1.0, i)[0]
         assert list(out.tokens) == ids
-    monkeypatch.setattr(star.sampler, "looks_are_free", lambda device: False)
-    for every in (1, 2, 3, 8, 100):
-        monkeypatch.setattr(star.sampler, "SYNC_EVERY", every)
+    monkeypatch.setattr(star.schedule, "polls_are_free", lambda device: False)
+    for every in (1, 2, 3, 8, 30):
+        monkeypatch.setattr(star.schedule, "POLL_EVERY", every)
         for slots in (1, 3, 8, 64):
             got = Sampler(model, slots, 64).generate(prompts, **options)
             assert [(o.tokens, o.finish) for o in got] == [(o.tokens, o.finish) for o in expected]
@@ -212,8 +217,8 @@ def test_slots_are_refilled(report):
     shares = {}
     for name, every in (("flags read each step", 1), ("flags read every 8 steps", 8)):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(star.sampler, "SYNC_EVERY", every)
-            patch.setattr(star.sampler, "looks_are_free", lambda device, every=every: every == 1)
+            patch.setattr(star.schedule, "POLL_EVERY", every)
+            patch.setattr(star.schedule, "polls_are_free", lambda device, every=every: every == 1)
             sampler = Sampler(model, 128, 300)
             outs = sampler.generate(ragged(2000, seed=1), max_new_tokens=lengths)
         assert [len(o.tokens) for o in outs] == lengths
@@ -321,8 +326,8 @@ def test_stop_strings_that_span_tokens(monkeypatch, stop, every):
     prompts = [[i % Bytes.vocab_size] for i in range(60)]
     options = {"max_new_tokens": 25, "temperature": 5.0, "stop_ids": [5]}
     free = Sampler(model, 60, 64, tokenizer).generate(prompts, **options)
-    monkeypatch.setattr(star.sampler, "SYNC_EVERY", every)
-    monkeypatch.setattr(star.sampler, "looks_are_free", lambda device: False)
+    monkeypatch.setattr(star.schedule, "POLL_EVERY", every)
+    monkeypatch.setattr(star.schedule, "polls_are_free", lambda device: False)
     outs = Sampler(model, 7, 64, tokenizer).generate(prompts, stop=stop, **options)
     cut = 0
     for whole, out in zip(free, outs, strict=True):
@@ -383,9 +388,9 @@ def test_merged_and_live_adapters_sample_alike(temperature):
     finetune(model, [Example((1, 2, 3, 4), 1)], steps=5, lr=0.1)
     outs = {merge: Sampler(model, 4, 64, merge=merge).generate(prompts, prefix=PREFIX, max_new_tokens=9,
                                                                temperature=temperature)
-            for merge in ("on", "off", "auto")}  # fmt: skip
-    assert [o.tokens for o in outs["on"]] == [o.tokens for o in outs["off"]] == [o.tokens for o in outs["auto"]]
-    assert outs["on"][0].tokens == tuple(naive(model, PREFIX + prompts[0], 9, (), temperature, 0)[0])
+            for merge in (True, False, None)}  # fmt: skip
+    assert [o.tokens for o in outs[True]] == [o.tokens for o in outs[False]] == [o.tokens for o in outs[None]]
+    assert outs[True][0].tokens == tuple(naive(model, PREFIX + prompts[0], 9, (), temperature, 0)[0])
 
 
 def test_samples_with_an_adapter_loaded_later(tmp_path, shipped):
@@ -393,7 +398,7 @@ def test_samples_with_an_adapter_loaded_later(tmp_path, shipped):
     finetune(model, [Example((4, 5, 6, 7), 1)], steps=5, lr=0.1)
     checkpoints.save_adapter(model, tmp_path / "adapter")
     trained = Sampler(model, 4, 64).generate(prompts, max_new_tokens=6)
-    for merge in ("on", "off"):
+    for merge in (True, False):
         sampler = Sampler(model, 4, 64, merge=merge)
         reset(model)
         assert sampler.generate(prompts, max_new_tokens=6) != trained
@@ -423,7 +428,7 @@ def test_padded_vocabulary_rows_are_never_drawn():
         Sampler(random_decoder(vocab=4), tokenizer=Small())
 
 
-@pytest.mark.parametrize("merge", ["on", "off"])
+@pytest.mark.parametrize("merge", [True, False])
 def test_samples_with_the_present_adapters(merge):
     """A sampler made before the adapters changed must not use the old weights or the old prefix."""
     model = add_lora(random_decoder(seed=5), rank=2)
@@ -485,3 +490,121 @@ def test_looking_for_stop_strings_does_not_read_a_row_again_and_again():
     read.clear()
     assert all(stops.find(text[: n + 1], n) is None for n in range(end - 1))
     assert max(read) < 20
+
+
+# one sampler, many calls
+
+
+def asked_for(seed):
+    """A call of any kind: (prompts, options)."""
+    rng = random.Random(seed)
+    prompts = ragged(rng.choice([1, 2, 5, 9]), seed=seed, high=rng.choice([3, 14, 40]))
+    options = {"max_new_tokens": [rng.randrange(1, rng.choice([3, 25])) for _ in prompts],
+               "temperature": rng.choice([0.0, 0.0, 0.8, 2.0]), "stop_ids": rng.choice([(), (7,), (1, 2), range(15)]),
+               "prefix": rng.choice([(), PREFIX, PREFIX, PREFIX[:3], PREFIX[::-1] * 5])}  # fmt: skip
+    if options["temperature"]:
+        options |= {"top_k": rng.choice([0, 3]), "top_p": rng.choice([1.0, 0.7]),
+                    "seeds": rng.sample(range(99), len(prompts))}  # fmt: skip
+    return prompts, options
+
+
+@pytest.fixture(params=[True, False], ids=["flags read each step", "flags read every 8 steps"])
+def polls(request, monkeypatch):
+    monkeypatch.setattr(star.schedule, "polls_are_free", lambda device: request.param)
+
+
+def test_what_was_asked_before_changes_nothing(polls):
+    """Longer or shorter, more or fewer rows, other stop ids, another prefix or none: as a fresh sampler answers."""
+    model = random_decoder(seed=5)
+    fresh = [Sampler(model, 4, 80).generate(p, **options) for p, options in map(asked_for, range(25))]
+    for order in (range(25), reversed(range(25))):
+        used = Sampler(model, 4, 80)
+        for i in order:
+            prompts, options = asked_for(i)
+            assert used.generate(prompts, **options) == fresh[i], f"call {i}"
+            if i % 11 == 0:
+                used.release()
+
+
+@pytest.mark.parametrize("first", range(0, 24, 3))
+def test_streams_side_by_side_and_half_a_stream(polls, first):
+    """Streams of one sampler, a row of each in turn, give what each gives alone; one that is left half-way, closed or
+    forgotten, spoils nothing for what comes after.
+    """
+    model = random_decoder(seed=5)
+    calls = [asked_for(i) for i in range(first, first + 3)]
+    alone = [dict(enumerate(Sampler(model, 4, 80).generate(p, **options))) for p, options in calls]
+    sampler = Sampler(model, 4, 80)
+    sampler.generate([[1] * 40] * 4, max_new_tokens=25)  # slots that any of the streams could take
+    streams, got = [sampler.stream(p, **options) for p, options in calls], [{}, {}, {}]
+    for rows in itertools.zip_longest(*streams):
+        for out, row in zip(got, rows, strict=True):
+            out.update([row] if row else [])
+    assert got == alone
+    for leave in (lambda stream: stream.close(), lambda stream: None):
+        for i, (prompts, options) in enumerate(calls):
+            started = sampler.stream(prompts, **options)
+            assert next(started)[1] in alone[i].values()
+            leave(started)
+            other, more = calls[i - 1]
+            assert dict(enumerate(sampler.generate(other, **more))) == alone[i - 1]
+            assert dict(enumerate(sampler.generate(prompts, **options))) == alone[i]
+
+
+@pytest.fixture
+def caches(monkeypatch):
+    """Weak references to all caches that are made, without a garbage collector; and how many there were at most."""
+    made, original = [], KVCache.__init__
+
+    class Made(list):
+        most = 0
+
+        def alive(self):
+            return sum(ref() is not None for ref in self)
+
+    made = Made()
+
+    def init(self, *args):
+        original(self, *args)
+        made.append(weakref.ref(self))
+        made.most = max(made.most, made.alive())
+
+    monkeypatch.setattr(KVCache, "__init__", init)
+    gc.disable()
+    yield made
+    gc.enable()
+
+
+@pytest.mark.parametrize("adapters", [False, True], ids=["base", "adapters"])
+def test_a_sampler_holds_two_caches_and_lets_go_of_them(caches, polls, adapters):
+    """One of the slots, one of the prefix, whatever was asked; none after release, nor with the sampler gone. Nothing
+    here may wait for Python to look for circles: by then a device is full.
+    """
+    model = random_decoder(seed=5)
+    sampler = Sampler(add_lora(model, rank=2) if adapters else model, 4, 80)
+    for i in range(8):
+        prompts, options = asked_for(i)
+        sampler.generate(prompts, **options)
+        assert caches.alive() <= 2
+        next(sampler.stream(prompts, **options))  # one that nobody finishes
+        assert caches.alive() <= 2
+        if adapters:
+            reset(model, seed=i)
+    assert len(caches) > 4, "lengths and prefixes differed, so there were more than two"
+    sampler.release()
+    assert caches.alive() == 0
+    sampler.generate([[1, 2], [3]], prefix=PREFIX, max_new_tokens=3)
+    assert caches.alive() == 2
+    del sampler
+    assert caches.alive() == 0
+
+
+def test_the_old_cache_goes_before_the_new_one_comes(caches):
+    """Longer slots, another prefix: what a run needs at most is counted with one of each (star/run/memory)."""
+    sampler = Sampler(random_decoder(seed=5), 4, 128)
+    for n in (2, 9, 20, 40):
+        sampler.generate([[1] * n] * 2, max_new_tokens=2 * n)
+    assert (len(caches), caches.most) == (4, 1)
+    for prefix in (PREFIX, PREFIX[:3], PREFIX[::-1]):
+        sampler.generate([[1, 2], [3]], prefix=prefix, max_new_tokens=3)
+    assert (len(caches), caches.most) == (7, 2)

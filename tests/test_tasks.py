@@ -707,7 +707,7 @@ def test_shots_are_all_that_few_shot_text_and_conversations_need(task_file):
 
 def test_options_are_the_parameters_of_load(task_file):
     code = PARITY.replace("def load(digits: int = 1):", '''def load(width, digits: int | None = 1, rate: "float" = None,
-         big=False, file: Path | None = None, more=2, other: list = None, **rest):
+         big=False, file: Path | None = None, more=2, other=None, **rest):
     """What it is.
 
     width: how wide,
@@ -755,7 +755,7 @@ BROKEN = [  # what is put in place of what, the beginning of the line that names
     ("problems[1:], problems[:1]", "problems, []", "task parity has 10 training and 0 held-out problems"),
     ('"even")', '"even", "mean")', "a group named 'mean'"),
     ('hint_mark = "hint"', 'hint_mark = "Hint"', "hint_mark 'Hint' must stand in hinted prompts"),
-    ("Shot(p, ", "(p, ", "parity.py: few_shot(Problem(id='1'"),
+    ("Shot(p, ", "(p, ", "task parity: shots holds (Problem(id='0'"),
     ("    def extract", "    def right(self, problem, text):\n        return None\n\n    def extract",
      "parity.py:20: right(Problem(id='1', question='1', answer='odd', group='', choice..., '') gives None; it must"),
     ("    def extract", "    def gold(self, problem):\n        return 3\n\n    def extract", "gives 3; it must give"),
@@ -763,6 +763,16 @@ BROKEN = [  # what is put in place of what, the beginning of the line that names
      "raises OSError: a\\nb\\x1b"),
     ("    def extract", "    def check_steps(self, problem, text):\n        return text[0]\n\n    def extract",
      "parity.py:21: check_steps(Problem("),
+    ("return Parity(digits)", 'return Parity(int("x"))', "parity.py:25: load() raises ValueError: invalid literal"),
+    ("return Parity(digits)", 'return Parity(open("no.txt"))', "parity.py:25: load() raises FileNotFoundError"),
+    ("return Parity(digits)", 'raise SystemExit("bye")', "parity.py:25: load() raises SystemExit: bye"),
+    ("(digits: int = 1):", "(digits: tuple = (1, 2)):", "parity.py: load's option digits is annotated <class 'tuple'>"),
+    ("(digits: int = 1):", "(digits: int | str = 1):", "parity.py: load's option digits is annotated int | str"),
+    ('hint_mark = "hint"', 'hint_mark = "hint"\n    stop = "\\n"', "task parity: stop is '\\n'; it must be of type"),
+    ('hint_mark = "hint"', 'hint_mark = "hint"\n    stop = ("",)', "task parity: stop holds ''; it must hold texts"),
+    ('hint_mark = "hint"', 'hint_mark = "hint"\n    max_new_tokens = "9"', "max_new_tokens is '9'; it must be of type"),
+    ('hint_mark = "hint"', 'hint_mark = "hint"\n    max_new_tokens = 0', "max_new_tokens is 0; it must be at least 1"),
+    ("{p.question}.\\n{p.answer}", "{p.question}.\\nodd", "few-shot example 1 (0) does not arrive at its answer"),
 ]
 
 
@@ -780,6 +790,31 @@ def test_what_load_says_of_its_own_is_left_as_it_is(task_file):
     for error in (ValueError, FileNotFoundError, ImportError):
         name = task_file(PARITY.replace("return Parity", f"raise {error.__name__}('give --x')\n    return Parity"))
         assert refused(load_task, name, error=error) == "give --x"
+
+
+def test_paths_arrive_as_paths_and_an_own_grader_is_named(task_file):
+    code = PARITY.replace("def load(digits: int = 1):", "def load(file: Path, digits: int = 1):\n    file.read_text()")
+    code = code.replace("from star.problem", "from pathlib import Path\n\nfrom star.problem")
+    right = "    def right(self, problem, text):\n        return problem.answer in text\n\n"
+    name = task_file(code.replace("    def extract", right + "    def extract"))
+    assert load_task(name, file=str(Path(star.__file__))).compares == "by the task's own `right`"
+    assert load_task("arithmetic").compares == "as they are written"
+
+
+def test_what_parse_raises(task_file):
+    """Said on purpose it is for the user; anything else names the file."""
+    task = load_task(task_file(PARITY + """
+
+def parse(self, text):
+    if not text:
+        raise ValueError("type a number")
+    return Problem(text, text, str(int(text) % 2))
+
+Parity.parse = parse
+"""))
+    assert ask(task, "parse", "7").answer == "1"
+    assert refused(ask, task, "parse", "") == "type a number"
+    refused(ask, task, "parse", "x", words=("parity.py:31: parse('x') raises ValueError: invalid literal",))
 
 
 def test_ask():

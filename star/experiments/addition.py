@@ -17,7 +17,7 @@ from star.config import StarConfig
 from star.evaluate import accuracy
 from star.problem import Problem
 from star.rollout import Rollout
-from star.run.flags import Parser, command, without
+from star.run.flags import Parser, command, read_flags, without
 from star.run.folder import Run, read_lines
 from star.run.launch import TRAIN, finish
 from star.run.plots import arms as draw
@@ -68,7 +68,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/addition"), help="folder of the runs [runs/addition]")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="loop seeds [0 1 2]")
     args, flags = parser.parse_known_args(argv)
-    without(flags, "resume", "rationalize", "seed", "task", "digits")
+    without(flags, "resume", "rationalize", "seed", "task", "digits", "heldout-when", "patience")
+    flags = ["--task", "arithmetic", "--digits", "1-5", "--heldout-when", "each", *flags]  # before a preset's
+    if "patience" in read_flags(flags, "")[0].settings:
+        raise ValueError("the preset stops its runs by patience, but all of them must be as long: take another")
     metrics = {}
     for seed in args.seeds:
         for arm, switch in ARMS.items():

@@ -48,7 +48,7 @@ def settings(run: str, given: dict) -> dict:
 def run_one(run: str, folder: Path, flags: list[str], more: list[str]) -> str | None:
     """Run or finish a run; None, or why it has no result (nothing solved: its base's line still stands)."""
     baseline = run in ("answers", "gold")
-    code = finish(BASELINE if baseline else TRAIN, folder, flags, more + (["--learn", run] if baseline else []))
+    code = finish(BASELINE if baseline else TRAIN, folder, ["--learn", run, *flags] if baseline else flags, more)
     if code == 0:
         return None
     return "nothing to train on" if (folder / "metrics.jsonl").is_file() else "refused, see above"

@@ -18,7 +18,7 @@ from star.problem import Event, Example, Finished, Generation, Problem
 from star.rollout import Rollout
 from star.run.flags import command, read_flags
 from star.run.folder import Run, facts
-from star.run.plan import build, make_plan, opening
+from star.run.plan import build, check, make_plan, opening
 from star.run.progress import Progress, summary
 from star.sampler import Sampler
 from star.select import choose_heldout, choose_problems, set_aside
@@ -67,21 +67,34 @@ def as_learned(task: Task, what: str) -> Task:
 @command
 def main(argv: list[str]) -> None:
     flags, more = read_flags(argv, __doc__, lambda parser: parser.add_argument(
-        "--learn", choices=("gold", "answers"), required=True, help="human rationales, or answers alone"))
-    if flags.check or (flags.resume and (flags.settings or flags.out)):
-        raise ValueError("--check is train.py's: leave it out" if flags.check else
-                         "--resume keeps the run's settings: leave out all but --learn")
+        "--learn", choices=("gold", "answers"), help="human rationales, or answers alone; --resume knows it"))
+    if flags.resume and (flags.settings or flags.out):
+        raise ValueError("--resume keeps the run's settings: leave them out")
     run, state, given = Run.resume(flags.resume) if flags.resume else (None, State(), [])
+    learns = run.learns if run else getattr(more, "learn", None)
+    if learns not in ("gold", "answers"):
+        raise ValueError(f"{flags.resume} is a run of train.py: go on with that" if run else
+                         "--learn says what to fine-tune on: gold (human rationales) or answers")
+    if run and (flags.settings or getattr(more, "learn", learns) != learns):
+        raise ValueError(f"--resume keeps the run's settings, and that it learns {learns}: leave out all others")
+    if run and state.done(run.config):
+        raise ValueError(f"{flags.resume} has finished")
     config, options = (run.config, run.options) if run else (StarConfig(**flags.settings), flags.options)
     config = replace(config, iterations=min(config.iterations, 1))
-    plan = make_plan(config, options, lambda task: as_learned(task, more.learn), generates=False)
+    plan = make_plan(config, options, lambda task: as_learned(task, learns), generates=False)
+    if flags.check:
+        print("\n".join(check(plan)))
+        return
     sampler = build(plan)
-    run = run or Run.create(flags.out, config, options, facts(sampler.model, sampler.slots))
-    print("\n".join([*opening(plan, sampler), f"run     {run.folder}\n"]), flush=True)
+    run = run or Run.create(flags.out, config, options, facts(sampler.model, sampler.slots), learns)
+    print("\n".join([*opening(plan, sampler, learns), f"run     {run.folder}\n"]), flush=True)
     with contextlib.closing(Progress(plan, 0)) as progress:
-        for event in learn(sampler, plan.tokenizer, plan.task, config, state, given):
-            run.record(event, sampler.model)
-            progress.show(event, run)
+        try:
+            for event in learn(sampler, plan.tokenizer, plan.task, config, state, given):
+                run.record(event, sampler.model)
+                progress.show(event, run)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"in {run.where}; go on with --resume {run.folder}") from None
     print("\n" + "\n".join(summary(run, flags.price_per_hour)))
 
 

@@ -1,10 +1,11 @@
 """What a command line says: settings, the task's options, presets; and how a command ends.
 
-A flag for each field of StarConfig and for each option of the task's `load`. A preset is a TOML file of both; flags
-beside it go before it, and what a flag makes senseless in the preset gives way (star/config's table of conflicts).
+There is a flag for each field of StarConfig and for each option of the task's `load`. A preset is a TOML file of both.
+Flags override it; a setting of the preset that contradicts a flag is left out, by star/config's table of conflicts.
 """
 
 import argparse
+import difflib
 import functools
 import signal
 import sys
@@ -29,12 +30,12 @@ class Flags:
 
     settings: dict  # fields of StarConfig, those of the preset included
     options: dict  # what the task's `load` takes
-    out: Path | None
-    resume: Path | None
-    check: bool
-    preset: str | None
-    show: int
-    price_per_hour: float | None
+    out: Path | None = None
+    resume: Path | None = None
+    check: bool = False
+    preset: str | None = None
+    show: int = 3
+    price_per_hour: float | None = None
 
 
 class Parser(argparse.ArgumentParser):
@@ -63,10 +64,16 @@ def command(body: Callable[[list[str]], int | None]) -> Callable[..., int]:
         except torch.OutOfMemoryError:
             print("error: the device's memory is full: lower --slots or --batch-size", file=sys.stderr)
         except (ValueError, OSError, ImportError) as e:
-            print(f"error: {e}", file=sys.stderr)
+            print(f"error: {one_line(str(e) or type(e).__name__)}", file=sys.stderr)
         return 2
 
     return main
+
+
+def one_line(text: str, most: int = 2000) -> str:
+    """A message as one line without anything that a terminal obeys, whatever names it quotes."""
+    text = "".join(c if c.isprintable() else " " if c in "\n\r\t" else repr(c)[1:-1] for c in text[:most])
+    return " ".join(text.split())
 
 
 def read_flags(argv: list[str], doc: str, more: Callable[[Parser], None] = lambda parser: None
@@ -83,6 +90,8 @@ def read_flags(argv: list[str], doc: str, more: Callable[[Parser], None] = lambd
         options = {} if "resume" in known else task_options(task)
     except ValueError as e:
         raise ValueError(f"{preset_file}: {e}" if task is preset.get("task") else str(e)) from None
+    if task != preset.get("task", task):  # the preset's own task, and with it that task's options, was replaced
+        leave_out(preset_file, preset, [k for k in task_options(preset["task"]) if k in preset and k not in options])
 
     parser = Parser(doc, argparse.SUPPRESS)
     add_settings(parser)
@@ -96,9 +105,8 @@ def read_flags(argv: list[str], doc: str, more: Callable[[Parser], None] = lambd
     given = vars(given)
     settings = {k: given.pop(k) for k in list(given) if k in DEFAULTS}
     chosen = {k: given.pop(k) for k in list(given) if k in options}
-    others = {"out": None, "resume": None, "check": False, "preset": None, "show": 3, "price_per_hour": None}
-    flags = {k: given.pop(k, default) for k, default in others.items()}
-    if flags["preset"] and flags["resume"]:
+    others = {f.name: given.pop(f.name) for f in fields(Flags) if f.name in given}
+    if "preset" in others and "resume" in others:
         raise ValueError("--resume keeps the run's settings: leave out --preset")
     if preset_file is not None:
         settings, chosen = under_flags(preset_file, preset, settings, chosen, options)
@@ -106,7 +114,7 @@ def read_flags(argv: list[str], doc: str, more: Callable[[Parser], None] = lambd
     for values, k in paths:
         if values.get(k):
             values[k] = str(Path(values[k]).absolute())  # so that the run can be opened from any folder
-    return Flags(settings, chosen, **flags), argparse.Namespace(**given)
+    return Flags(settings, chosen, **others), argparse.Namespace(**given)
 
 
 def add_settings(parser: Parser) -> None:
@@ -131,17 +139,19 @@ def add_options(parser: Parser, task: str, options: dict) -> None:
         if name in DEFAULTS or flag in parser._option_string_actions:
             raise ValueError(f"task {task}: its option {name!r} is a setting of every run already: rename it")
         if option.type is bool:
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, help=option.help)
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, help=option.help.replace("%", "%%"))
         else:
             default = "" if option.default in (None, "") else f" [{option.default}]"
-            group.add_argument(flag, type=option.type, metavar=option.type.__name__.lower(), help=option.help + default)
+            default = " (required)" if option.default is option.REQUIRED else default
+            group.add_argument(flag, type=option.type, metavar=option.type.__name__.lower(),
+                               help=(option.help + default).replace("%", "%%"))
 
 
 def add_command(parser: Parser) -> None:
     """What is no setting of a run."""
     group = parser.add_argument_group("the command")
-    group.add_argument("--preset", help=f"{', '.join(preset_names())}, or a TOML file of settings; flags beside it go "
-                       "before it")
+    group.add_argument("--preset", help=f"{', '.join(preset_names())}, or a TOML file of settings; flags override "
+                       "it")
     group.add_argument("--out", type=Path, help="run folder, new or empty [runs/<task>-NNN]")
     group.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run in this folder")
     group.add_argument("--check", action="store_true", help="say what a run would stand on and cost, and train nothing")
@@ -169,21 +179,32 @@ def read_preset(name: str) -> tuple[Path, dict]:
     if not file.is_file():
         raise ValueError(f"--preset {name}: no such preset; known are {', '.join(preset_names())}, or give a TOML file")
     try:
-        return file, tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        preset = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as e:
         raise ValueError(f"{file} is not TOML: {e}") from None
+    if not isinstance(preset.get("task", ""), str):
+        raise ValueError(f"{file}: task is {preset['task']!r}; it must be the name of a task")
+    return file, preset
+
+
+def leave_out(file: Path, preset: dict, names: Iterable[str]) -> None:
+    """Take these settings out of a preset, and say so."""
+    for name in names:
+        del preset[name]
+        warnings.warn(f"{file.name}: {name} is left out, since the flags contradict it", stacklevel=3)
 
 
 def under_flags(file: Path, preset: dict, settings: dict, options: dict, known: dict) -> tuple[dict, dict]:
-    """(settings, options) of a preset with those given as flags before them.
+    """(settings, options) of a preset, overridden by those given as flags.
 
-    What of the preset a flag contradicts is left out: with `epochs` in the file, --first-steps replaces it. ValueError
-    names file and key where the preset itself is wrong.
+    A setting of the preset that contradicts a flag is left out, with a warning: --first-steps replaces `epochs` in the
+    file. ValueError names file and key where the preset itself is wrong.
     """
     for key, value in preset.items():
         if key not in DEFAULTS and key not in known:
-            raise ValueError(f"{file}: {key!r} is no setting; known are {', '.join(DEFAULTS)}"
-                             + (f"; and of its task {', '.join(known)}" if known else ""))
+            near = difflib.get_close_matches(key.replace("-", "_"), [*DEFAULTS, *known], 1, 0.75)
+            raise ValueError(f"{file}: {key!r} is no setting{f', {near[0]!r} is' if near else ''}; known are "
+                             f"{', '.join(DEFAULTS)}" + (f"; and of its task {', '.join(known)}" if known else ""))
         kind = known[key].type if key in known else type(value)
         if type(value) not in {Path: (str,), float: (int, float)}.get(kind, (kind,)):
             raise ValueError(f"{file}: {key} is {value!r}; it must be of type {kind.__name__.lower()}")
@@ -192,11 +213,16 @@ def under_flags(file: Path, preset: dict, settings: dict, options: dict, known: 
         StarConfig(**mine)
     except ValueError as e:
         raise ValueError(f"{file}: {e}") from None
-    for _ in CONFLICTS:  # one that gives way may make another give way
-        for conflict in CONFLICTS:
-            merged, stated = SimpleNamespace(**DEFAULTS | mine | settings), {*mine, *settings}
-            if conflict.holds(merged, stated):
-                mine = {k: v for k, v in mine.items() if k not in conflict.settings}
+    for conflict in CONFLICTS:
+        def holds(rest: dict, conflict=conflict) -> bool:
+            return conflict.holds(SimpleNamespace(**DEFAULTS | rest | settings), {*rest, *settings})
+
+        rest = dict(mine)
+        for name in conflict.settings:  # the first that helps gives way
+            if holds(rest) and name not in settings:
+                rest.pop(name, None)
+        if not holds(rest):  # else nothing in the preset is to blame
+            leave_out(file, mine, sorted(mine.keys() - rest.keys()))
     return mine | settings, {k: v for k, v in preset.items() if k in known} | options
 
 

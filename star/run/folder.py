@@ -67,12 +67,14 @@ class Run:
 
     def __init__(self, folder: Path, config: StarConfig, options: dict):
         self.folder, self.config, self.options, self.clock = folder, config, options, Clock()
+        self.learns = "rationales"  # STaR; "gold" and "answers" are star/experiments/baseline's
         self.iteration, self.best, self.finished = -1, None, False  # as in state.json
         self.timings: dict = {}  # of the iteration last finished
         self.where = "before the first iteration"
 
     @classmethod
-    def create(cls, folder: Path | None, config: StarConfig, options: dict, facts: dict) -> "Run":
+    def create(cls, folder: Path | None, config: StarConfig, options: dict, facts: dict, learns: str = "rationales"
+               ) -> "Run":
         """Start a folder; None takes the next free runs/<task>-NNN. FileExistsError if it holds something already."""
         if folder is None:
             taken = [p.name.rpartition("-")[2] for p in Path("runs").glob(f"{config.task}-*")]
@@ -83,7 +85,8 @@ class Run:
                                   "another --out")
         for part in ("samples", "adapters"):
             (folder / part).mkdir(parents=True, exist_ok=True)
-        write_json(folder / "config.json", {"settings": asdict(config), "options": options, **facts})
+        write_json(folder / "config.json", {"settings": asdict(config), "options": options, "learns": learns,
+                                             **facts})
         run = cls(folder, config, options)
         run._write_state(-1, None, False)
         return run
@@ -99,7 +102,8 @@ class Run:
                 raise FileNotFoundError(f"{folder} is no run: it has no {name}; a run lies in runs/NAME")
         written, state = read_json(folder / "config.json"), read_json(folder / "state.json")
         settings, options = written.get("settings"), written.get("options", {})
-        if not isinstance(settings, dict) or not isinstance(options, dict) or type(state.get("iteration")) is not int:
+        sound = isinstance(settings, dict) and isinstance(options, dict) and isinstance(state.get("best", 0), int)
+        if not sound or type(state.get("iteration")) is not int:
             raise ValueError(f"{folder}: config.json has no settings, or state.json no iteration")
         odd, lacks = sorted(set(settings) - set(DEFAULTS)), sorted(set(DEFAULTS) - set(settings))
         if odd or lacks:
@@ -113,6 +117,7 @@ class Run:
             raise ValueError(f"{folder}/config.json: {e}") from None
         run = cls(folder, replace(config, **changed), options)
         run.iteration, run.best, run.finished = state["iteration"], state.get("best"), state.get("finished") is True
+        run.learns = str(written.get("learns"))
         return run
 
     @classmethod
@@ -227,10 +232,14 @@ def newest_finished(runs: Path = Path("runs")) -> Path | None:
 def facts(model: Decoder, slots: int) -> dict:
     """What a run should say about where it ran, and what "auto" settings came to there."""
     root = Path(__file__).parents[2]
-    commit = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    try:
+        git = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        commit = git.stdout.strip() or None
+    except FileNotFoundError:  # no git on this machine
+        commit = None
     cuda = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else None
     return {
         "command": sys.argv, "python": sys.version.split()[0], "torch": torch.__version__,
-        "git_commit": commit.stdout.strip() or None, "device": str(model.device), "device_name": cuda,
+        "git_commit": commit, "device": str(model.device), "device_name": cuda,
         "dtype": str(model.dtype).removeprefix("torch."), "slots": slots, "threads": torch.get_num_threads(),
     }

@@ -139,12 +139,12 @@ def measure_prompts(task: Task, tokenizer, max_new: int, limit: int) -> tuple[Le
     examples = max(of_text.values())
     if examples + max_new + 2 > limit:
         raise ValueError(f"the few-shot text has {examples} tokens, which with {max_new} new ones do not fit into "
-                         f"{limit} positions: show fewer by --shots, or lower --max-new-tokens")
+                         f"{limit} positions: show fewer examples, or lower --max-new-tokens")
     out = {p.id for alone, before, p, hinted in most
            if before + JOIN + alone + max_new > limit and length(p, hinted, True) + max_new > limit}
     if any(all(p.id in out for p in part) for part in (task.train, task.heldout)):
         raise ValueError(f"{len(out)} of {len(everything)} prompts do not fit into {limit} positions with {max_new} "
-                         f"new tokens, such as {named(sorted(out))}: show fewer examples by --shots, or lower "
+                         f"new tokens, such as {named(sorted(out))}: show fewer examples, or lower "
                          "--max-new-tokens")
     longest = 0
     for alone, _, p, hinted in sorted(most, key=lambda entry: -entry[0]):
@@ -182,30 +182,31 @@ def check(plan: Plan) -> list[str]:
     refuse(plan.memory, free_memory(plan.device), plan.device, config)
     Sampler(plan.model, 1, plan.max_len, plan.tokenizer)  # does the tokenizer fit the model?
     row = plan.max_len * KVCache.bytes_a_token(plan.model.config, plan.model.dtype)
+    path, here = plan.model.source.path, Path.cwd()
     problem, ends = task.train[0], " or ".join(map(repr, task.stop)) or "its end token"
     plain, hinted = (prompts.render(task, problem, chat, hint) for hint in (False, True))
     ids = prompts.encode(task, problem, plan.tokenizer)
     return [
-        f"model   {config.model or plan.model.source.path}: {checkpoints.describe(plan.model)}",
+        f"model   {path.relative_to(here) if path.is_relative_to(here) else path}: {checkpoints.describe(plan.model)}",
         *describe(plan),
         f"cache   {plan.memory.slots} slots of {plan.max_len} tokens: at most {size(plan.memory.slots * row)}",
         f"task    {config.task}: {len(task.train):,} training problems, {len(task.heldout):,} held out; answers are "
         f"compared {task.compares}",
         f"ends    a rationale ends at {ends}, or after {plan.max_new} tokens",
-        f"prompt  {problem.id}: {len(ids)} ids, from {ids[0]} to {ids[-1]}", *indented(plain),
+        f"prompt  {problem.id}: {len(ids)} ids, first {ids[0]}, last {ids[-1]}", *indented(plain),
         "hinted  the same problem", *indented(hinted),
     ]
 
 
-def opening(plan: Plan, sampler: Sampler) -> list[str]:
-    """What a run says first."""
+def opening(plan: Plan, sampler: Sampler, learns: str = "rationales") -> list[str]:
+    """What a run says first. learns: what it trains on, as in Run.learns."""
     config, model, task = plan.config, sampler.model, plan.task
     numbers = sum(p.numel() for p in trainable(model).values())
-    hints = "" if config.rationalize else "no "
+    how = f"{'' if config.rationalize else 'no '}rationalization" if learns == "rationales" else f"on {learns}"
     return [
         f"model   {model.source.path.name}: {checkpoints.describe(model)}",
         f"train   {numbers:,} numbers in adapters of rank {config.rank}, learning rate {config.lr:g}; start from "
-        f"{config.start}, {hints}rationalization, seed {config.seed}",
+        f"{config.start}, {how}, seed {config.seed}",
         f"task    {config.task}: {len(task.train):,} training problems, {len(task.heldout):,} held out",
         f"device  {model.device} (--device {config.device}); {sampler.slots} slots, adapters sampled "
         f"{'merged' if sampler.merges() else 'live'}",

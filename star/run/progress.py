@@ -25,7 +25,7 @@ class Progress:
         self.groups += ["mean"] if len(self.groups) > 1 else []
         self.forecast, self.paced, self.validates = Forecast(plan.work), False, plan.config.validation > 0
         self.checks_steps = ask(plan.task, "check_steps", plan.task.train[0], "") is not None
-        accuracy = "".join(f" {g[:7]:>7}" for g in self.groups) + (f" {'valid.':>7}" if self.validates else "")
+        accuracy = "".join(f" {clip(g, 7):>7}" for g in self.groups) + (f" {'valid.':>7}" if self.validates else "")
         width = 8 * (len(self.groups) + self.validates)
         held = "held-out accuracy, %" if width >= 20 else "right, %"
         print(f"{'':4}{held:{width}} | {'examples from':20} | {'wrong':>9} | dropped problems")

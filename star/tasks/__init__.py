@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from star.problem import Problem
+from star.problem import Problem, Shot
 from star.tasks.task import Task
 
 __all__ = ["Option", "Task", "ask", "load_task", "task_names", "task_options"]
@@ -46,18 +46,18 @@ def task_options(name: str) -> dict[str, Option]:
     except Exception as e:  # an annotation that is no expression
         raise ValueError(_complaint(e, file, "load's annotations")) from e
     texts = _help(load, parameters)
-    return {n: _option(p, texts.get(n, "")) for n, p in parameters.items()
+    return {n: _option(file, p, texts.get(n, "")) for n, p in parameters.items()
             if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 
 
-def load_task(name: str, **options) -> Task:
+def load_task(name: str, /, **options) -> Task:
     """The task `name` with its options (data=..., digits=...). None stands for a task's own default.
 
     Raises ValueError for a name or an option that is not known, a task without problems, a train set that overlaps the
     held-out set, and a mistake in the task's file; it names file and line.
     """
     known = task_options(name)
-    given = {k: v for k, v in options.items() if v is not None}
+    given = {k: Path(v) if k in known and known[k].type is Path else v for k, v in options.items() if v is not None}
     if unknown := sorted(given.keys() - known.keys()):
         raise ValueError(f"task {name} has no setting {', '.join(map(_flag, unknown))}")
     if missing := [o for o in known.values() if o.default is Option.REQUIRED and o.name not in given]:
@@ -65,16 +65,30 @@ def load_task(name: str, **options) -> Task:
     file, load = _find(name)
     try:
         task = load(**given)
-    except (ValueError, OSError, ImportError):  # it speaks to the user: of a value, a file, a package that is missing
-        raise
-    except Exception as e:
+    except (Exception, SystemExit) as e:
+        if speaks(e):
+            raise
         raise ValueError(_complaint(e, file, f"load({_listed(given.values())})")) from e
     if not isinstance(task, Task):
         raise ValueError(f"{_short(file)}: load gives {_clip(repr(task))}, which is no Task")
     task.name = name
+    if type(task).right is not Task.right and task.compares == Task.compares:
+        task.compares = "by the task's own `right`"
+    _check_fields(task, name)
     _check_problems(task, name)
     _try_out(task)
     return task
+
+
+def speaks(e: BaseException) -> bool:
+    """Was this error raised on purpose, to tell the user of a value, a file, a package? By a `raise` in this project or
+    in a task's file, that is; what a library raises about int("x") says nothing of where it came from."""
+    if not isinstance(e, (ValueError, OSError, ImportError)):
+        return False
+    last = traceback.extract_tb(e.__traceback__)[-1]
+    folders = [Path(__file__).parents[2], *map(Path, __path__)]
+    ours = any(Path(last.filename).is_relative_to(folder) for folder in folders)
+    return ours and (last.line or "").startswith("raise")
 
 
 def _files() -> dict[str, Path]:
@@ -94,7 +108,7 @@ def _find(name: str) -> tuple[Path, Callable[..., Task]]:
         raise ValueError(f"unknown task {name!r}; known are {', '.join(task_names())}")
     try:
         module = importlib.import_module(f"star.tasks.{name}")
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         raise ValueError(_complaint(e, file, "import")) from e
     if not callable(getattr(module, "load", None)):
         raise ValueError(f"{_short(file)} has no function load(...), which gives the task")
@@ -115,10 +129,16 @@ def _help(load: Callable, names: typing.Container[str]) -> dict[str, str]:
     return texts
 
 
-def _option(parameter: inspect.Parameter, text: str) -> Option:
-    kinds = (bool, int, float, str, Path)
-    stated = [t for t in typing.get_args(parameter.annotation) or (parameter.annotation,) if t in kinds]
-    kind = stated[0] if len(stated) == 1 else type(parameter.default) if type(parameter.default) in kinds else str
+def _option(file: Path, parameter: inspect.Parameter, text: str) -> Option:
+    """The type that is annotated, None aside; else that of the default, else str."""
+    kinds, stated = (bool, int, float, str, Path), parameter.annotation
+    if stated is parameter.empty:
+        kind = type(parameter.default) if type(parameter.default) in kinds else str
+        return Option(parameter.name, kind, parameter.default, text)
+    kind, *more = [t for t in typing.get_args(stated) or (stated,) if t is not type(None)]
+    if more or kind not in kinds:
+        raise ValueError(f"{_short(file)}: load's option {parameter.name} is annotated {stated}; it must be bool, int, "
+                         "float, str or Path")
     return Option(parameter.name, kind, parameter.default, text)
 
 
@@ -129,7 +149,9 @@ def _flag(name: str) -> str:
 # ---------------------------------------------------------------------------------------------------- trying a task out
 
 GIVES = {"question": str, "hinted": str, "few_shot": str, "extract": str | None, "right": bool, "leaks": bool,
-         "check_steps": bool | None, "gold": str | None}
+         "check_steps": bool | None, "gold": str | None, "parse": Problem}
+FIELDS = {"hint_mark": str, "between": str, "compares": str, "max_new_tokens": int, "stop": (tuple, list),
+          "shots": (tuple, list), "notes": (tuple, list), "chance": (int, float)}
 
 
 def ask(task: Task, method: str, *args) -> Any:
@@ -139,7 +161,9 @@ def ask(task: Task, method: str, *args) -> Any:
     """
     try:
         result = getattr(task, method)(*args)
-    except Exception as e:
+    except (Exception, SystemExit) as e:
+        if method == "parse" and speaks(e):  # of what somebody typed
+            raise
         raise ValueError(_complaint(e, _file_of(task), f"{method}({_listed(args)})")) from e
     kind = GIVES.get(method, object)
     if not isinstance(result, kind):
@@ -148,6 +172,21 @@ def ask(task: Task, method: str, *args) -> Any:
         raise ValueError(f"{where}: {method}({_listed(args)}) gives {_clip(repr(result))}; it must give "
                          f"{getattr(kind, '__name__', kind)}")
     return result
+
+
+def _check_fields(task: Task, name: str) -> None:
+    """ValueError for an attribute of another kind: stop = "\\n" would be taken apart letter by letter."""
+    for field, kind in FIELDS.items():
+        value = getattr(task, field)
+        names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+        if not isinstance(value, kind):
+            raise ValueError(f"task {name}: {field} is {_clip(repr(value))}; it must be of type {names}")
+    if task.max_new_tokens < 1:
+        raise ValueError(f"task {name}: max_new_tokens is {task.max_new_tokens}; it must be at least 1")
+    if odd := [s for s in task.stop if not isinstance(s, str) or not s]:
+        raise ValueError(f"task {name}: stop holds {_clip(repr(odd[0]))}; it must hold texts that are not empty")
+    if odd := [s for s in task.shots if not isinstance(s, Shot)]:
+        raise ValueError(f"task {name}: shots holds {_clip(repr(odd[0]))}; it must hold Shot(problem, rationale)")
 
 
 def _check_problems(task: Task, name: str) -> None:
@@ -159,7 +198,8 @@ def _check_problems(task: Task, name: str) -> None:
         for p in problems:
             if not isinstance(p, Problem):
                 raise ValueError(f"task {name}: {part} holds {_clip(repr(p))}; it must be a list of Problem")
-            if not all(isinstance(field, str) for field in (p.id, p.question, p.answer, p.group)):
+            if not all(isinstance(field, str) for field in (p.id, p.question, p.answer, p.group)) or not (
+                    _is_text(p.id) and _is_text(p.group or "all")):
                 raise ValueError(f"task {name}: id, question, answer and group of a problem must be texts; "
                                  f"they are not in {_clip(repr(p))}")
     everything = [*task.train, *task.heldout]
@@ -176,8 +216,9 @@ def _check_problems(task: Task, name: str) -> None:
 def _try_out(task: Task) -> None:
     """Asks for every prompt, and has the first problem graded with texts that models do write."""
     for p in [*task.train, *task.heldout]:
-        ask(task, "question", p)
-        ask(task, "hinted", p)
+        for method in ("question", "hinted"):
+            if not _is_text(ask(task, method, p)):
+                raise ValueError(f"{_short(_file_of(task))}: {method}({_clip(repr(p))}) gives no sound text")
     problem = task.train[0]
     question, hinted, gold = (ask(task, method, problem) for method in ("question", "hinted", "gold"))
     if task.hint_mark and (task.hint_mark not in hinted or task.hint_mark in question):
@@ -189,6 +230,18 @@ def _try_out(task: Task) -> None:
         ask(task, "extract", text)
         for method in ("right", "leaks", "check_steps"):
             ask(task, method, problem, text)
+    for i, shot in enumerate(task.shots, 1):
+        if not ask(task, "right", shot.problem, task.answered(shot)):
+            raise ValueError(f"task {task.name}: few-shot example {i} ({_clip(shot.problem.question, 40)}) does not "
+                             f"arrive at its answer {_clip(repr(shot.problem.answer))}: correct one of them")
+
+
+def _is_text(text: str) -> bool:
+    """Is there anything, and can it be written to a file? Half a surrogate pair cannot."""
+    try:
+        return bool(text.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _complaint(error: Exception, file: str | Path, call: str) -> str:
