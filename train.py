@@ -18,7 +18,7 @@ import checkpoints
 from star.config import StarConfig
 from star.loop import State, star
 from star.problem import Finished
-from star.run.flags import Flags, command, read_flags
+from star.run.flags import Flags, command, interrupted, read_flags
 from star.run.folder import Run, facts
 from star.run.plan import build, check, make_plan, opening
 from star.run.plots import curves
@@ -56,7 +56,9 @@ def main(argv: list[str]) -> None:
                     print(weak(event.metrics, plan.task), end="", flush=True)
                 if isinstance(event, Finished) and sum(run.timings["seconds"].values()) > 30:
                     draw(run)  # half a second: not for iterations that take little more
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, RuntimeError) as e:
+            if not interrupted(e):
+                raise
             raise KeyboardInterrupt(f"in {run.where}; go on with: python train.py --resume {run.folder}") from None
         except ValueError as e:
             raise ValueError(f"{e} (in {run.where}; what was done until then stands in {run.folder})") from None

@@ -24,6 +24,7 @@ import star.tasks
 import train
 from checkpoints.files import write_json
 from star.experiments import export, tiny_adder
+from star.problem import Phase
 from star.run.folder import read_lines
 from star.tasks.arithmetic import Arithmetic
 
@@ -493,6 +494,18 @@ def test_ctrl_c_in_any_phase(phase, tmp_path):
             "iteration": 1,
             "finished": True,
         }
+
+
+def test_ctrl_c_while_a_library_imports_itself(monkeypatch, capsys):
+    """Python 3.11 makes a RuntimeError of what interrupts it between a class and its attributes."""
+    def events(*_):
+        yield Phase(0, "evaluate", 1)
+        raise RuntimeError("Error calling __set_name__") from KeyboardInterrupt()
+
+    monkeypatch.setattr(train, "star", events)
+    assert train.main(SMALL) == 130
+    err = capsys.readouterr().err.replace("\r", "\n").rstrip().splitlines()[-1]
+    assert err == "stopped in iteration 0, evaluate; go on with: python train.py --resume runs/arithmetic-001"
 
 
 def test_ctrl_c_before_anything_runs(tmp_path):

@@ -318,7 +318,7 @@ class Bytes:
         return b"".join(self.pieces[i] for i in ids).decode(errors="replace")
 
 
-@pytest.mark.parametrize("every", [1, 8, 100])
+@pytest.mark.parametrize("every", [1, 8])
 @pytest.mark.parametrize("stop", [("##",), ("a#", "c"), ("é", "€"), ("€", "#\n", "b c"), ("zz",)])
 def test_stop_strings_that_span_tokens(monkeypatch, stop, every):
     """Against free completions, cut where the text first holds a stop string."""
@@ -526,7 +526,7 @@ def test_what_was_asked_before_changes_nothing(polls):
                 used.release()
 
 
-@pytest.mark.parametrize("first", range(0, 24, 3))
+@pytest.mark.parametrize("first", range(0, 24, 8))
 def test_streams_side_by_side_and_half_a_stream(polls, first):
     """Streams of one sampler, a row of each in turn, give what each gives alone; one that is left half-way, closed or
     forgotten, spoils nothing for what comes after.

@@ -16,7 +16,7 @@ from star.draws import seed_of
 from star.loop import State, measure, train_adapters, trained
 from star.problem import Event, Example, Finished, Generation, Problem
 from star.rollout import Rollout
-from star.run.flags import command, read_flags
+from star.run.flags import command, interrupted, read_flags
 from star.run.folder import Run, facts
 from star.run.plan import build, check, make_plan, opening
 from star.run.progress import Progress, summary
@@ -93,7 +93,9 @@ def main(argv: list[str]) -> None:
             for event in learn(sampler, plan.tokenizer, plan.task, config, state, given):
                 run.record(event, sampler.model)
                 progress.show(event, run)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, RuntimeError) as e:
+            if not interrupted(e):
+                raise
             raise KeyboardInterrupt(f"in {run.where}; go on with --resume {run.folder}") from None
     print("\n" + "\n".join(summary(run, flags.price_per_hour)))
 

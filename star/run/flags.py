@@ -63,11 +63,21 @@ def command(body: Callable[[list[str]], int | None]) -> Callable[..., int]:
             return 130
         except torch.OutOfMemoryError:
             print("error: the device's memory is full: lower --slots or --batch-size", file=sys.stderr)
+        except RuntimeError as e:
+            if not interrupted(e):
+                raise
+            print("stopped", file=sys.stderr)
+            return 130
         except (ValueError, OSError, ImportError) as e:
             print(f"error: {one_line(str(e) or type(e).__name__)}", file=sys.stderr)
         return 2
 
     return main
+
+
+def interrupted(e: BaseException) -> bool:
+    """Is this Ctrl-C? While torch imports parts of itself on first use, Python 3.11 wraps it into a RuntimeError."""
+    return isinstance(e, KeyboardInterrupt) or isinstance(e.__cause__, KeyboardInterrupt)
 
 
 def one_line(text: str, most: int = 2000) -> str:
