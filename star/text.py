@@ -1,6 +1,7 @@
 """Text of a row that is still growing: where a stop string ends it, and how much of it may be shown already.
 
-Decodes ids as a list, always: a token may be half a character, and a stop string may begin and end inside tokens.
+Decodes ids as a list, always: a token may be half a character, and a stop string may begin and end inside tokens. Also
+what of any text is safe to print.
 """
 
 from collections.abc import Sequence
@@ -64,3 +65,8 @@ class TextStream:
         new = text[self.shown :]
         self.shown = max(self.shown, len(text))
         return new
+
+
+def visible(text: str) -> str:
+    """Text without what a terminal obeys or cannot show: escapes, control and format characters, lone surrogates."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

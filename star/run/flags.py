@@ -20,6 +20,7 @@ import torch
 
 from star.config import CONFLICTS, DEFAULTS, StarConfig, kind_of
 from star.tasks import task_names, task_options
+from star.text import visible
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -82,8 +83,7 @@ def interrupted(e: BaseException) -> bool:
 
 def one_line(text: str, most: int = 2000) -> str:
     """A message as one line without anything that a terminal obeys, whatever names it quotes."""
-    text = "".join(c if c.isprintable() else " " if c in "\n\r\t" else repr(c)[1:-1] for c in text[:most])
-    return " ".join(text.split())
+    return visible(" ".join(text[:most].split()))
 
 
 def read_flags(argv: list[str], doc: str, more: Callable[[Parser], None] = lambda parser: None

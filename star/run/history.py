@@ -14,6 +14,7 @@ from pathlib import Path
 from star.evaluate import VERDICTS
 from star.problem import PHASES, Generation
 from star.run.folder import generation, read_lines
+from star.text import visible
 
 SAMPLED = tuple(phase for phase in PHASES if phase != "train")
 OUTCOMES = {  # beside VERDICTS' own names
@@ -175,11 +176,6 @@ def _rose(marks: list[str]) -> bool:
     """Did it fail unaided (R: it needed the hint) when it was first tried, and was right unaided when last tried?"""
     tried = [mark for mark in marks if mark != "."]
     return tried[0] not in "KE" and tried[-1] in "KE"
-
-
-def visible(text: str) -> str:
-    """Text without what a terminal obeys or cannot show: escapes, control and format characters, lone surrogates."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def clip(text: str, most: int) -> str:

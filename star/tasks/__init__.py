@@ -17,6 +17,7 @@ from typing import Any
 
 from star.problem import Problem, Shot
 from star.tasks.task import Task
+from star.text import visible
 
 __all__ = ["Option", "Task", "ask", "load_task", "task_names", "task_options"]
 
@@ -272,5 +273,4 @@ def _listed(values: typing.Iterable) -> str:
 
 def _clip(text: str, most: int = 60) -> str:
     """The beginning of a text, in one line: what is no printable character is an escape."""
-    clipped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:most])
-    return clipped + ("..." if len(text) > most else "")
+    return visible(text[:most]) + ("..." if len(text) > most else "")
