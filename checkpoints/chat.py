@@ -33,21 +33,26 @@ class ChatTemplate:
     template: object
     tokens: dict[str, str]
 
-    def render(self, turns: Sequence[tuple[str, str]]) -> str:
+    def render(self, turns: Sequence[tuple[str, str]], answered: bool = False) -> str:
         """The text of these turns, (role, content) each and the last the user's, up to where the assistant's begins.
 
-        ValueError, one line that names the file: the template refuses the turns, fails, or leaves out the last.
+        answered: the last is the assistant's, and the text ends behind it; of it a template may leave out what it takes
+        for thoughts. ValueError, one line that names the file: the template refuses the turns, fails, or leaves out
+        the last.
         """
-        if not turns or turns[-1][0] != "user":
-            raise ValueError(f"{self.file}: the last turn to render must be the user's")
+        if not turns or turns[-1][0] != ("assistant" if answered else "user"):
+            raise ValueError(f"{self.file}: the last turn to render must be the "
+                             f"{'assistant' if answered else 'user'}'s")
         messages = [{"role": role, "content": content} for role, content in turns]
         try:
             text = self.template.render(
-                **self.tokens, messages=messages, tools=None, documents=None, add_generation_prompt=True)
+                **self.tokens, messages=messages, tools=None, documents=None, add_generation_prompt=not answered)
         except Exception as e:  # a template can fail in any way that a program can
             raise _refusal(self.file, e) from None
         if not text.strip():
             raise ValueError(f"{self.file}: the chat template renders these turns to an empty text")
+        if answered:
+            return text
         last = turns[-1][1].strip()  # many templates strip; one that writes JSON escapes
         if not any(form in text for form in (last, _to_json(last)[1:-1], _to_json(last, ensure_ascii=True)[1:-1])):
             raise ValueError(f"{self.file}: the chat template leaves out the last turn: nothing could be learned of it")
@@ -64,6 +69,13 @@ def load_chat(path: str | Path) -> ChatTemplate:
     tokens = {k: content(v) for k, v in read_json_if_there(folder / SETTINGS).items() if k.endswith("_token")}
     # a token that is null is undefined, as in the reference; add_bos_token is a switch
     return ChatTemplate(file, template, {k: v for k, v in tokens.items() if isinstance(v, str)})
+
+
+def has_chat(path: str | Path) -> bool:
+    """Does the folder bring a chat template along, sound or not?"""
+    folder = Path(path)
+    return (folder / "chat_template.jinja").is_file() or any(
+        read_json_if_there(folder / name).get("chat_template") is not None for name in ("chat_template.json", SETTINGS))
 
 
 def _source(folder: Path) -> tuple[Path, str]:

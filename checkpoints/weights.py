@@ -25,6 +25,7 @@ from star.decoder import Decoder, DecoderConfig
 
 COMPANIONS = ("tokenizer", "special_tokens", "added_tokens", "vocab.", "merges.", "tekken", "generation_config",
               "chat_template", "preprocessor_config", "processor_config")  # files that an export takes along
+SCORE = ("score.weight", "score.bias")  # the head of a judge: checkpoints/reward reads it
 MOST_SHARD = 5 * 10**9  # bytes
 READERS = min(4, os.cpu_count() or 1)  # threads that read: most of the time goes into the pages of new memory
 
@@ -55,16 +56,19 @@ def load_config(path: str | Path) -> tuple[dict, DecoderConfig, Layout]:
         raise ValueError(f"{folder}/config.json does not make sense ({e})") from None
 
 
-def outline(path: str | Path, dtype: torch.dtype | str | None = None) -> Decoder:
+def outline(path: str | Path, dtype: torch.dtype | str | None = None, judge: bool = False) -> Decoder:
     """The decoder of a folder without its weights, on torch's "meta" device: what it is and what it would need.
 
-    Raises what `load_model` raises, but for damage inside the weights themselves.
+    judge: a folder whose model has a score head instead of the vocabulary's (checkpoints/reward); its decoder computes
+    hidden states only. Raises what `load_model` raises, but for damage inside the weights themselves.
     """
     folder = Path(path)
     raw, config, layout = load_config(folder)
     files = tensor_files(folder)
     layout = layout.rooted(files)
-    config = replace(config, tied=config.tied and not _own_head(files, layout))
+    if "score.weight" in files and not judge:
+        raise ValueError(f"{folder} is a judge: it has a score head and no vocabulary's; give it as --reward")
+    config = replace(config, tied=judge or (config.tied and not _own_head(files, layout)))  # tied: no head of its own
     with torch.device("meta"):
         model = Decoder(config).to(_dtype(folder, raw, dtype) or _dtype_of(files, layout))
     model.source = Source(folder, raw, layout, files)
@@ -120,6 +124,12 @@ def _dtype_keys(config: dict) -> list[tuple[dict, str]]:
     return [(part, key) for part in parts for key in ("dtype", "torch_dtype") if part.get(key)]
 
 
+def name_dtype(config: dict, dtype: torch.dtype) -> None:
+    """Write this dtype wherever a config.json says one."""
+    for part, key in _dtype_keys(config):
+        part[key] = _name(dtype)
+
+
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
@@ -145,7 +155,7 @@ def _check(model: Decoder) -> None:
     """Does every tensor have its place, and every place its tensor? ValueError names what does not fit."""
     folder, layout, files = model.source.path, model.source.layout, model.source.files
     views = {layout.name(name): view for name, view in model.tensors()}
-    spare = {layout.name("lm_head.weight")} if model.config.tied else set()
+    spare = {layout.name("lm_head.weight"), *SCORE} if model.config.tied else set()
     left_over = sorted(n for n in files if n not in views and n not in spare and not re.search(layout.ignored, n))
     missing = sorted(set(views) - set(files))
     if missing or left_over:
@@ -186,8 +196,7 @@ def export_merged(model: Decoder, path: str | Path, most_shard: int = MOST_SHARD
     if folder.resolve() == source.path.resolve():
         raise ValueError(f"{folder} is the folder that the model was loaded from: export it to another")
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in (folder / "config.json", *folder.glob("model*.safetensors"), *folder.glob("model*.index.json")):
-        stale.unlink(missing_ok=True)
+    clear(folder)
     views = {source.layout.name(n): view for n, view in model.tensors()}
     others = {n: f for n, f in source.files.items() if n not in views}  # a vision tower, a tied head
     head, embedding = (source.layout.name(n) for n in ("lm_head.weight", "embed_tokens.weight"))
@@ -196,18 +205,28 @@ def export_merged(model: Decoder, path: str | Path, most_shard: int = MOST_SHARD
     stream = itertools.chain(named_tensors(model, source.layout), (
         (n, views[embedding].clone() if n == head else f.read(n)) for n, f in others.items()))
     write_shards(folder, stream, sizes, most_shard)
-    for file in source.path.iterdir():
+    copy_companions(source.path, folder)
+    write_atomically(folder / "config.json", _exported_config(model))
+
+
+def clear(folder: Path) -> None:
+    """Take away what makes a folder a model, before another is written there."""
+    for stale in (folder / "config.json", *folder.glob("model*.safetensors"), *folder.glob("model*.index.json")):
+        stale.unlink(missing_ok=True)
+
+
+def copy_companions(source: Path, folder: Path) -> None:
+    """The tokenizer's files and what else stands beside a model."""
+    for file in source.iterdir():
         if file.name.startswith(COMPANIONS) and file.is_file():
             write_atomically(folder / file.name, file.read_bytes())
-    write_atomically(folder / "config.json", _exported_config(model))
 
 
 def _exported_config(model: Decoder) -> bytes:
     """The source's config.json with the dtype and the tying that the model has now; its own bytes if they agree."""
     path, raw = model.source.path / "config.json", model.source.config
     new = copy.deepcopy(raw)
-    for part, key in _dtype_keys(new):
-        part[key] = _name(model.dtype)
+    name_dtype(new, model.dtype)
     if decoder_config(raw)[0].tied != model.config.tied:
         new["tie_word_embeddings"] = model.config.tied
     return path.read_bytes() if new == raw else (json.dumps(new, indent=2) + "\n").encode()
