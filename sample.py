@@ -1,8 +1,10 @@
 """python sample.py "48571+9664": ask a trained model, and see whether it is right.
 
-Without a question it is a prompt to type into. With --trace it shows one problem's whole way through Algorithm 1. It
-takes the newest finished run, or the model that ships; with --model a folder's model goes on with any text, without a
-task. With --run and no question it lists what that run generated (star/run/history). It changes nothing on disk.
+Without a question it is a prompt to type into. With --trace it shows one problem's whole way through Algorithm 1, with
+--best-of several answers to a question and which of them a judge picks. It takes the newest finished run, or the model
+that ships; with --model a folder's model goes on with any text, or answers the questions of --task. With --run and no
+question it lists what that run generated (star/run/history). --questions and --rollouts write files for and from other
+models (star/run/candidates); nothing else on disk is changed.
 """
 
 import os
@@ -13,22 +15,45 @@ if __name__ == "__main__":  # Ctrl-C while torch is imported; `command` puts Pyt
 
 import shutil
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import checkpoints
 from star import prompts
-from star.config import StarConfig
+from star.config import DEFAULTS, StarConfig
 from star.device import choose_device
 from star.evaluate import VERDICTS
-from star.problem import Completion, Example, Generation, Problem
-from star.rollout import Rollout
-from star.run import history
-from star.run.flags import Parser, command
+from star.pool import Pool
+from star.problem import STUDENT, Completion, Example, Generation, Problem
+from star.rollout import Rollout, result
+from star.run import best, history
+from star.run.exchange import write_questions, write_rollouts
+from star.run.flags import command
 from star.run.folder import Run, newest_finished
-from star.run.plan import load_base, load_tokenizer, outline
+from star.run.models import load_base, load_tokenizer, outline
+from star.run.others import plan_others
+from star.run.sample_flags import read_args
 from star.sampler import Sampler
 from star.tasks import Task, ask, load_task
 from star.text import TextStream
+
+JUDGED = ("generators", "reward", "reward_by", "reward_weights", "reward_format")  # flags of --best-of
+
+
+class AnyText(Task):
+    """Any text, with no answer to compare with: what a model is asked without a task."""
+
+    max_new_tokens = 200
+
+    def __init__(self):
+        self.train = self.heldout = [self.parse(" ")]
+
+    def question(self, problem: Problem) -> str:
+        return problem.question
+
+    def extract(self, text: str) -> None:
+        return None
 
 
 class Writer:
@@ -41,7 +66,7 @@ class Writer:
         if adapter is not None:
             checkpoints.load_adapter(model, adapter)
         self.sampler = Sampler(model, slots=1, max_len=min(model.config.max_pos, 16_384), tokenizer=self.tokenizer)
-        self.temperature, self.seed = args.temperature, args.seed
+        self.temperature, self.seed = args.temperature or 0.0, args.seed
 
     def write(self, prompt: list[int], max_new: int, show: bool, stop: tuple[str, ...] = ()) -> Completion:
         """What follows a prompt; with show, its characters are printed as they come."""
@@ -76,7 +101,7 @@ class Asker:
         few_shot = self.config.shows_examples(self.iteration, hinted)
         prompt = prompts.encode(self.task, problem, self.writer.tokenizer, hinted, few_shot)
         out = self.writer.write(prompt, self.max_new, show, self.task.stop)
-        return self.rollout.judge((self.iteration, phase, problem.id, 0), problem, out, self.writer.seed)
+        return self.rollout.verify((self.iteration, phase, problem.id, 0, STUDENT), problem, out, self.writer.seed)
 
     def answer(self, question: str) -> None:
         """Reason aloud and say whether the answer is right."""
@@ -84,13 +109,32 @@ class Asker:
         print(self.task.question(problem).rstrip("\n"))
         g = self.rationale(problem, "generate", show=True)
         if not problem.answer:
-            print(f"\n-> {g.answer if g.answer is not None else VERDICTS[g.verdict]}")
+            print(f"\n-> {g.answer if g.answer is not None else VERDICTS['unparsed']}")
         elif g.verdict == "right":
             print(f"\n-> {g.answer} is right" + (", but not every step is" if g.steps_right is False else ""))
         elif g.answer is None or g.verdict == "length":
             print(f"\n-> {VERDICTS[g.verdict]}: the answer is {problem.answer}")
         else:
             print(f"\n-> {g.answer} is wrong: the answer is {problem.answer}")
+
+    def best_of(self, question: str, n: int, temperature: float, pool: Pool) -> None:
+        """n answers, those of other models too, rated by the judge; the best first."""
+        problem = ask(self.task, "parse", question)
+        tokenizer, step = self.writer.tokenizer, self.iteration + 1  # M_0 samples in iteration 1
+        config = replace(self.config, samples=n, temperature=temperature if n > 1 else self.config.temperature,
+                         max_new_tokens=self.max_new, hint_samples=None, max_per_problem=None, wanted=None)
+        few_shot = self.config.shows_examples(self.iteration, hinted=False)
+        length = len(prompts.encode(self.task, problem, tokenizer, few_shot=few_shot))
+        sampler = Sampler(self.writer.sampler.model, n, length + self.max_new, tokenizer)
+        home = Rollout(sampler, tokenizer, self.task, config)
+        tried = home.complete(step, "generate", [problem]) + result(pool.answers(home, step, [problem]))
+        rated = result(pool.score(home, step, tried, [problem]))
+        print(self.task.question(problem).rstrip("\n") + "\n")
+        print("\n".join(best.table(rated, max(shutil.get_terminal_size((100, 24)).columns, 60))))
+        pick = best.merged(rated)[0][0]
+        right = {"right": " is right", "wrong": f" is wrong: the answer is {problem.answer}"}.get(pick.verdict, "")
+        if pick.answer is not None:
+            print(f"\n-> {pick.answer}{right}")
 
     def trace(self, question: str) -> None:
         """One problem's whole way: prompt, rationale, hint, hinted rationale, verdict, and what is trained on."""
@@ -135,78 +179,68 @@ def paint(color: str, text: str) -> str:
     return text if plain else f"\x1b[{codes[color]}m{text}\x1b[0m"
 
 
-def asker(args) -> tuple[Asker, str]:
-    """(the run's model with its task, a line that says which it is)."""
-    folder = args.run or newest_finished()
-    if folder is None and args.iteration:
+def chosen(args) -> tuple[StarConfig, dict, str, int, Path | None, str]:
+    """(settings, task options, what was learned, iteration, adapters, a line that says which model it is)."""
+    config, options, learns, iteration, adapter = StarConfig(), args.options, "rationales", 0, None
+    folder = args.run or (None if args.model or args.task else newest_finished())
+    if args.model is not None:
+        config, which = StarConfig(model=str(args.model), chat=args.chat), str(args.model)
+    elif folder is None and args.iteration:
         raise ValueError("--iteration needs a run, and runs/ has no finished one; train one: python train.py")
-    if folder is None:
-        config, options, learns, iteration, adapter = StarConfig(), {}, "rationales", 0, None
-        which = "the base model that ships (no finished run in runs/; train one: python train.py)"
+    elif folder is None:
+        which = "the base model that ships" + ("" if args.task else
+                                               " (no finished run in runs/; train one: python train.py)")
     else:
         run = Run.open(folder)
         config, options, learns = run.config, run.options, run.learns
         iteration = run.choose(args.iteration, base=args.trace)
         adapter = run.adapter(iteration) if iteration else None
         which = f"{folder}, iteration {iteration}" + ("" if iteration else " (the base)")
+    if args.task is not None:
+        config = replace(config, task=args.task)
     if args.max_new_tokens is not None:
-        config = StarConfig(**vars(config) | {"max_new_tokens": args.max_new_tokens})
-    task = load_task(config.task, **options)
+        config = replace(config, max_new_tokens=args.max_new_tokens)
+    return config, options, learns, iteration, adapter, which
+
+
+def asker(args) -> tuple[Asker, str]:
+    """(the model with its task, a line that says which it is)."""
+    config, options, learns, iteration, adapter, which = chosen(args)
+    task = AnyText() if args.model and not args.task else load_task(config.task, **options)
     task = task.answers_only() if learns == "answers" else task
     return Asker(Writer(config, adapter, args), task, config, iteration), which
 
 
-def read_args(argv: list[str]):
-    parser = Parser("\n\n".join(__doc__.split("\n\n")[1:]))
-    parser.add_argument("question", nargs="?", help="a question, as 48571+9664; none: type them in")
-    parser.add_argument("--model", type=Path, help="a model folder: go on with any text, without a task")
-    parser.add_argument("--max-new-tokens", type=int, help="where to stop [the run's; with --model 200]")
-    parser.add_argument("--trace", action="store_true", help="show one problem's whole way")
-    parser.add_argument("--run", type=Path, help="run folder [the newest finished one]")
-    parser.add_argument("--iteration", type=int, help="which model; 0: the base [the best or last; 0 with --trace]")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy [0]")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws, if the temperature is not 0 [0]")
-    parser.add_argument("--ask", action="store_true", help="with --run: type questions, list nothing")
-    parser.add_argument("--problem", help="list: one problem's rationales; 17 finds train-17")
-    parser.add_argument("--verdict", help=f"list: {', '.join([*VERDICTS, *history.OUTCOMES])}")
-    parser.add_argument("--phase", help=f"list: {', '.join(history.SAMPLED)}")
-    parser.add_argument("--limit", type=int, default=20, help="list: rationales or problems shown at most [20]")
-    args = parser.parse_args(argv)
-    filters = [flag for flag in ("problem", "verdict", "phase") if getattr(args, flag) is not None]
-    asks = args.question is not None or args.trace or args.ask or args.model is not None
-    if filters and asks:
-        raise ValueError(f"--{filters[0]} lists what a run generated: leave out the question, --trace, --ask, --model")
-    if args.model is not None and (args.trace or args.run or args.iteration is not None):
-        raise ValueError("--model asks a model without a run: leave out --run, --iteration and --trace")
-    if args.trace and args.question is None:
-        raise ValueError('--trace needs a question, as in: python sample.py --trace "1064+4991"')
-    if args.limit < 1:
-        raise ValueError(f"--limit is {args.limit}; it must be at least 1")
-    args.browse = bool(filters) or (args.run is not None and not asks)
-    return args
+def judged(model: Asker, args) -> Pool:
+    """The other models and the judge of --best-of; the run's own where the flags name none."""
+    given = {name: getattr(args, name) for name in JUDGED if getattr(args, name) is not None}
+    others = {name: DEFAULTS[name] for name in ("select", "skip_bad", "candidates", "wanted", "reward_threshold")}
+    settings = vars(model.config) | others | {"samples": 1} | given
+    if not settings["reward"]:
+        raise ValueError("--best-of picks by a judge: name a reward model by --reward")
+    config, writer = StarConfig(**settings), model.writer
+    others = plan_others(config, model.task, writer.tokenizer, writer.sampler.model, model.max_new,
+                         writer.sampler.model.device)
+    print(paint("dim", "\n".join([*others.said, *(f"note    {note}" for note in others.notes)])))
+    return others.pool
 
 
 @command
 def main(argv: list[str]) -> None:
-    args = read_args(argv)
+    args = read_args(argv, "\n\n".join(__doc__.split("\n\n")[1:]))
     if args.browse:
         run = args.run or newest_finished()
         if run is None:
             raise ValueError("runs/ has no finished run: name one by --run")
         n = None if args.iteration is None else (args.iteration, args.iteration)
-        wanted = history.Filter(n, args.phase, args.verdict, args.problem)
-        print("\n".join(history.browse(run, wanted, args.limit, max(shutil.get_terminal_size((120, 24)).columns, 60))))
+        wanted = history.Filter(n, args.phase, args.verdict, args.problem, args.source)
+        width = max(shutil.get_terminal_size((120, 24)).columns, 60)
+        print("\n".join(history.browse(run, wanted, args.limit or 20, width)))
         return
-    if args.model is not None:
-        writer, which = Writer(StarConfig(model=str(args.model)), None, args), args.model
-
-        def respond(text: str) -> None:
-            print(paint("dim", text), end="", flush=True)
-            writer.write(writer.tokenizer.encode(text), args.max_new_tokens or 200, show=True)
-            print()
-    else:
-        model, which = asker(args)
-        respond = model.trace if args.trace else model.answer
+    if args.files:
+        print(write_file(args))
+        return
+    which, respond = responder(args)
     print(paint("dim", f"model: {which}"))
     if args.question is not None:
         respond(args.question)
@@ -218,6 +252,36 @@ def main(argv: list[str]) -> None:
             return
         except ValueError as e:
             print(f"error: {e}", file=sys.stderr)
+
+
+def write_file(args) -> str:
+    """--questions or --rollouts; a line on what was written."""
+    config, options, _, iteration, adapter, _ = chosen(args)
+    if args.questions:
+        return write_questions(args.questions, config, options, args.limit, args.seed)
+    temperature = args.temperature if args.temperature is not None else 0.7 if args.samples > 1 else 0.0
+    config = replace(config, samples=args.samples, temperature=temperature, seed=args.seed)
+    return write_rollouts(args.rollouts, config, options, args.limit, iteration, adapter)
+
+
+def responder(args) -> tuple[str, Callable[[str], None]]:
+    """(which model it is, what is done with a text)."""
+    if args.model and not args.task and not args.best_of:
+        writer = Writer(StarConfig(model=str(args.model), chat=args.chat), None, args)
+        return str(args.model), lambda text: go_on(writer, text, args.max_new_tokens or 200)
+    model, which = asker(args)
+    if args.best_of:
+        pool, temperature = judged(model, args), 0.7 if args.temperature is None else args.temperature
+        return which, lambda text: model.best_of(text, args.best_of, temperature, pool)
+    return which, model.trace if args.trace else model.answer
+
+
+def go_on(writer: Writer, text: str, max_new: int) -> None:
+    """Any text and what follows it."""
+    chat = writer.tokenizer.chat
+    print(paint("dim", text), end="\n" if chat else "", flush=True)
+    writer.write(writer.tokenizer.encode(chat.render([("user", text)]) if chat else text), max_new, show=True)
+    print()
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
         for metrics in run.metrics():
             progress.row(metrics, None)
         try:
-            for event in star(sampler, plan.tokenizer, plan.task, config, state, given):
+            for event in star(sampler, plan.tokenizer, plan.task, config, state, given, plan.others.pool):
                 run.record(event, sampler.model)
                 progress.show(event, run)
                 if isinstance(event, Finished) and event.iteration == 0:

@@ -11,6 +11,9 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from types import NoneType, SimpleNamespace
 from typing import get_args
 
+BY_REWARD = ("correct+reward", "reward", "reward-blind")
+SELECTIONS = ("correct", "correct+steps", *BY_REWARD)
+
 
 def setting(default, help: str, choices: tuple[str, ...] = (), low: float | None = None, high: float | None = None):
     """A dataclass field with its help text and the values it may take."""
@@ -29,7 +32,8 @@ class StarConfig:
     problems: int = setting(2000, "problems drawn from the training set each iteration (all, if it has fewer)", low=1)
     start: str = setting("base", "train each iteration from the base (the paper) or go on", ("base", "previous"))
     # rationales: lines 3 and 4
-    samples: int = setting(1, "rationales sampled a problem", low=1, high=10_000)
+    samples: int = setting(1, "rationales sampled a problem; 0: none, for --generators and --candidates alone", low=0,
+                           high=10_000)
     temperature: float = setting(0.0, "of the samples; 0 is greedy", low=0.0, high=100.0)
     top_k: int = setting(0, "draw from the k best tokens; 0: from all", low=0)
     top_p: float = setting(1.0, "draw from the best tokens that together have this probability", low=1e-6, high=1.0)
@@ -41,10 +45,26 @@ class StarConfig:
     few_shot_sample: str = setting("always", "sample with few-shot text always, from the base, or later with hints",
                                    ("always", "base", "hint"))
     max_new_tokens: int | None = setting(None, "most tokens of a rationale (default: the task's)", low=1, high=10**6)
-    # which of the right ones are trained on: lines 5 and 6
+    # answers of others, and a judge of all
+    generators: str | None = setting(None, "folders of other models that answer too, separated by commas")
+    candidates: str | None = setting(None, "files of answers written elsewhere {problem, text, source}, separated by "
+                                     "commas")
+    skip_bad: bool = setting(False, "leave out lines of --candidates that cannot be used, instead of refusing the file")
+    reward: str | None = setting(None, "folder of a reward model that scores all answers")
+    reward_by: str = setting("head", "score by the model's reward head, or by the mean log-probability that a language "
+                             "model gives to the answer", ("head", "likelihood"))
+    reward_weights: str | None = setting(None, "of its attributes in the total, as 0.3,0.7, or a published set by name "
+                                         "(default: the model's own, else nemotron-4-340b)")
+    reward_format: str = setting("auto", "how the judge is asked: in its chat template, with SteerLM's markers, or in "
+                                 "the task's own words; auto: as its folder says", ("auto", "chat", "steerlm", "plain"))
+    # which rationales are trained on: lines 5 and 6
+    select: str = setting("correct", "train on those with the right answer (the paper), with right steps too, the best "
+                          "of the right ones by reward, or the best by reward alone: without answers, or blind to them",
+                          SELECTIONS)
+    reward_threshold: float | None = setting(None, "least reward to train on, with --select reward or reward-blind")
     dedup: bool = setting(True, "train once on equal rationales of a problem")
-    max_per_problem: int | None = setting(None, "most rationales of a problem to train on, the newest first (default: "
-                                          "all)", low=1)
+    max_per_problem: int | None = setting(None, "most rationales of a problem to train on, the newest first, or by "
+                                          "reward the best (default: all; by reward 1)", low=1)
     keep: str = setting("last", "train on the rationales of the last iteration (the paper) or of all so far",
                         ("last", "all"))
     # training: line 7
@@ -89,8 +109,15 @@ class StarConfig:
         for conflict in CONFLICTS:
             if conflict.holds(self, stated):
                 raise ValueError(conflict.why.format(**vars(self)))
+        if self.select in ("reward", "reward-blind"):  # the hint is the answer, of which these know nothing
+            object.__setattr__(self, "rationalize", False)
         if self.lr is None:
             object.__setattr__(self, "lr", 5e-3 if self.model is None else 2e-4)
+
+    @property
+    def ranks(self) -> bool:
+        """Are the rationales of a problem chosen by their reward?"""
+        return self.select in BY_REWARD
 
     def sampling(self, phase: str) -> tuple[int, float, int, float]:
         """(samples, temperature, top k, top p) of a phase; evaluation is greedy, whatever the others are."""
@@ -177,7 +204,8 @@ CONFLICTS = (
              "--top-k and --top-p truncate what is drawn from, but --temperature 0 draws nothing: raise the "
              "temperature"),
     Conflict(("max_per_problem", "samples", "hint_samples", "keep"),
-             lambda s, _: s.max_per_problem is not None and s.keep == "last" and s.max_per_problem > most_tries(s),
+             lambda s, _: (s.max_per_problem is not None and s.keep == "last" and not s.generators and not s.candidates
+                           and s.max_per_problem > most_tries(s)),
              "--max-per-problem is {max_per_problem}, more than an iteration makes of a problem: raise --samples, or "
              "--keep all"),
     Conflict(("wanted", "problems", "samples"),
@@ -187,6 +215,24 @@ CONFLICTS = (
              "--patience {patience} goes by validation, but --validation is 0: set some problems aside"),
     Conflict(("heldout_when", "validation"), lambda s, _: s.heldout_when == "best" and s.validation == 0,
              "--heldout-when best goes by validation, but --validation is 0: set some problems aside"),
+    Conflict(("samples",), lambda s, _: s.samples == 0 and not s.generators and not s.candidates,
+             "--samples 0 samples nothing: name other models by --generators, or their answers by --candidates"),
+    Conflict(("wanted", "generators", "candidates"),
+             lambda s, _: s.wanted is not None and bool(s.generators or s.candidates),
+             "--wanted stops the student's own sampling, but --generators and --candidates answer all problems: leave "
+             "one of them out"),
+    Conflict(("select", "reward"), lambda s, _: s.select in BY_REWARD and not s.reward and not s.candidates,
+             "--select {select} chooses by reward: name a reward model by --reward, or --candidates that have scores"),
+    Conflict(("reward_threshold", "select"),
+             lambda s, _: s.reward_threshold is not None and s.select not in ("reward", "reward-blind"),
+             "--reward-threshold {reward_threshold} speaks of --select reward or reward-blind, but it is {select}"),
+    Conflict(("reward_by", "reward_format", "reward"),
+             lambda s, stated: bool(stated & {"reward_by", "reward_format"}) and not s.reward,
+             "--reward-by and --reward-format say how a reward model is asked: name one by --reward"),
+    Conflict(("reward_weights", "reward"), lambda s, _: bool(s.reward_weights) and not s.reward and not s.candidates,
+             "--reward-weights {reward_weights} weighs the scores of a reward model: name one by --reward"),
+    Conflict(("skip_bad", "candidates"), lambda s, _: s.skip_bad and not s.candidates,
+             "--skip-bad speaks of --candidates: name a file, or leave it out"),
 )
 
 DEFAULTS = {f.name: f.default for f in fields(StarConfig) if f.default is not MISSING}

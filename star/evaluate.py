@@ -12,7 +12,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from star.problem import Generation, Problem
+from star.problem import STUDENT, Generation, Problem
 from star.tasks import Task, ask
 
 Z = 1.959964  # of a 95 % interval
@@ -24,6 +24,7 @@ VERDICTS = {
     "unparsed": "no answer can be read from it",
     "length": "was cut off at the length cap, whatever it says",
     "leak": "right, but it quotes the hint",
+    "open": "has no answer to be compared with",
 }
 
 
@@ -33,6 +34,8 @@ def verdict(task: Task, problem: Problem, text: str, finish: str, hinted: bool) 
     answer = ask(task, "extract", text)
     if finish == "length":
         return "length", answer
+    if not problem.answer:
+        return "open", answer
     if answer is None:
         return "unparsed", None
     if not ask(task, "right", problem, text):
@@ -42,27 +45,33 @@ def verdict(task: Task, problem: Problem, text: str, finish: str, hinted: bool) 
 
 def verdicts(generations: Iterable[Generation]) -> dict[str, int]:
     """How many of each: unparsed, wrong and truncated are different things."""
-    seen = Counter(g.verdict for g in generations)
-    return {v: seen[v] for v in VERDICTS}
+    return tally(g.verdict for g in generations)
+
+
+def tally(seen: Iterable[str], *without: str) -> dict[str, int]:
+    """Verdict -> how often; "open" only where there is one, for tasks that have no answers."""
+    count = Counter(seen)
+    return {v: count[v] for v in VERDICTS if v not in without and (v != "open" or count[v])}
 
 
 def counts(tried: Sequence[Generation], retried: Sequence[Generation]) -> dict:
     """Of an iteration: how many rationales were kept and rationalized; how many problems were dropped, by the verdict
-    on their last try. "truncated", "tries" and "mean_tokens" are of the tries without a hint."""
+    on their last try. "truncated", "tries" and "mean_tokens" are of the student's own tries without a hint."""
     last = {g.problem: g.verdict for g in [*tried, *retried]}
+    own = [g for g in tried if g.source == STUDENT]
     unaided, solved = {g.problem for g in tried if g.kept}, {g.problem for g in [*tried, *retried] if g.kept}
     right = {"kept": tried, "rationalized": retried}
     return {
         "problems": len(last),
         **{name: sum(g.kept for g in tries) for name, tries in right.items()},
         "solved": len(solved), "rationalized_problems": len(solved - unaided),
-        "truncated": sum(g.finish == "length" for g in tried), "tries": len(tried),
+        "truncated": sum(g.finish == "length" for g in own), "tries": len(own),
         "distinct": len({(g.problem, g.text.strip()) for g in [*tried, *retried] if g.kept}),
-        "mean_tokens": round(sum(len(g.tokens) for g in tried) / len(tried), 1),
+        "mean_tokens": round(sum(len(g.tokens) for g in own) / max(len(own), 1), 1),
         **{f"{name}_wrong_steps": sum(g.kept and g.steps_right is False for g in tries)
            for name, tries in right.items()},
-        "dropped": {v: sum(last[p] == v for p in last.keys() - solved) for v in VERDICTS if v != "right"},
-        "new_tokens": sum(len(g.tokens) for g in [*tried, *retried]),
+        "dropped": tally((last[p] for p in last.keys() - solved), "right"),
+        "new_tokens": sum(len(g.tokens) for g in [*tried, *retried] if g.logprob is not None),
     }
 
 
@@ -79,6 +88,14 @@ def accuracy_intervals(problems: Sequence[Problem], generations: Iterable[Genera
     """95 % interval of `accuracy` by group."""
     right = {g.problem: float(g.verdict == "right") for g in generations}
     return {group: list(ends) for group, ends in intervals(problems, right).items()}
+
+
+def mean_reward(generations: Iterable[Generation]) -> dict[str, float]:
+    """{"mean": mean reward of those that a judge scored, "scored": how many}. ValueError if it could score none."""
+    rewards = [g.reward for g in generations if g.reward is not None]
+    if not rewards:
+        raise ValueError("every answer is too long for the judge: lower --max-new-tokens, or take another judge")
+    return {"mean": round(sum(rewards) / len(rewards), 6), "scored": len(rewards)}
 
 
 def by_group(problems: Sequence[Problem], value: dict[str, float]) -> dict[str, tuple[float, int]]:

@@ -8,6 +8,9 @@
     6      D_n^rat  <- those of 4 with y^ = y
     7      M_n <- train(M, D_n + D_n^rat)                    always from the original M
 
+Other models may answer in line 3 beside the student, and a judge may score all answers before one is chosen in lines 5
+and 6 (star/pool); a plain run has neither.
+
 `star` yields events; whoever runs it prints and saves them (train.py, star/run). It starts from a state, takes the
 generations that a stopped run had already made, and makes only those that are missing. It knows no files, no clock
 and no progress bar. How a rationale is sampled and judged is star/rollout, how adapters are trained star/finetune.
@@ -19,12 +22,21 @@ from dataclasses import dataclass, field
 from star import lora, prompts
 from star.config import StarConfig
 from star.draws import seed_of
-from star.evaluate import VERDICTS, accuracy, accuracy_intervals, counts, pass_and_maj, verdicts
+from star.evaluate import (
+    VERDICTS,
+    accuracy,
+    accuracy_intervals,
+    counts,
+    mean_reward,
+    pass_and_maj,
+    verdicts,
+)
 from star.finetune import FinetuneStats, finetune_steps
+from star.pool import Pool, agreement, by_source
 from star.problem import Event, Example, Finished, Generation, Phase, Problem, Tick
 from star.rollout import Rollout
 from star.sampler import Sampler
-from star.select import choose_heldout, choose_problems, select, set_aside
+from star.select import choose_heldout, choose_problems, passes, select, set_aside
 from star.tasks import Task
 
 
@@ -47,51 +59,53 @@ class State:
 
 
 def star(sampler: Sampler, tokenizer, task: Task, config: StarConfig, state: State | None = None,
-         given: Iterable[Generation] = ()) -> Generator[Event, None, None]:
+         given: Iterable[Generation] = (), pool: Pool | None = None) -> Generator[Event, None, None]:
     """Run Algorithm 1 on the sampler's model, which must have adapters (those of state.iteration, when resumed).
 
     given: generations of the iteration after state.iteration that need not be made again; with --keep all, also those
-    of the iterations before, whose rationales are trained on again.
+    of the iterations before, whose rationales are trained on again. pool: other models and a judge.
     Raises ValueError when an iteration solves nothing, with or without hint: there is nothing to learn from then.
     """
-    model, state, given = sampler.model, state or State(), list(given)
+    model, state, given, pool = sampler.model, state or State(), list(given), pool or Pool()
     validation, train = set_aside(task.train, config.validation)
     heldout = choose_heldout(task.heldout, config.heldout_problems)
     rollout = Rollout(sampler, tokenizer, task, config, given)
     by_id = {p.id: p for p in train}
-    pool = [g for g in given if g.kept and 0 < g.iteration <= state.iteration]
+    before = [g for g in given if 0 < g.iteration <= state.iteration and passes(g, config)]
 
     if state.iteration < 0:  # 1: M_0 is M, adapters at zero; how good is it?
-        state, scores = yield from measure(rollout, state, 0, validation, heldout)
+        state, scores = yield from measure(rollout, pool, state, 0, validation, heldout)
         yield Finished(0, {"iteration": 0, **scores}, state.done(config))
 
     while not state.done(config):
         # 2: for n in 1..N
         n = state.iteration + 1
-        problems = choose_problems(train, config.problems, seed_of(config.seed, n, "draw"))
+        problems = choose_problems(pool.answerable(train, config), config.problems, seed_of(config.seed, n, "draw"))
         if config.wanted is None:
             # 3: a rationale for each question, from M_{n-1}
             tried = yield from rollout.run(n, "generate", problems)
+            tried += yield from pool.answers(rollout, n, problems)
             # 4: another for those that failed, with the answer as a hint in front
             failed = unsolved(problems, tried)
             retried = (yield from rollout.run(n, "rationalize", failed)) if config.rationalize else []
         else:
             tried, retried = yield from until_enough(rollout, n, problems)
-        # 5 and 6: keep those that arrive at the right answer
-        kept = [g for g in tried + retried if g.kept]
+        # 5 and 6: keep those that arrive at the right answer, or whatever else --select asks for
+        made = yield from pool.score(rollout, n, tried + retried, problems)
+        kept = [g for g in made if passes(g, config)]
         if not kept:
-            raise ValueError(nothing_solved(n, tried, retried))
-        pool = kept if config.keep == "last" else sorted(pool, key=lambda g: g.key) + kept
+            raise ValueError(nothing_solved(n, tried, retried, config))
+        before = kept if config.keep == "last" else sorted(before, key=lambda g: g.key) + kept
+        chosen = select(before, config.dedup, config.max_per_problem or (1 if config.ranks else None), config.ranks)
         # 7: M_n is the original M, trained on what was kept, behind the questions without hint
-        examples = [prompts.example(task, by_id[g.problem], tokenizer, g.tokens, config.few_shot_train)
-                    for g in select(pool, config.dedup, config.max_per_problem)]
+        examples = [prompts.example(task, by_id[g.problem], tokenizer, g.tokens, config.few_shot_train) for g in chosen]
         if config.start == "base":
             lora.reset(model, seed_of(config.seed, n, "adapters"))
         stats = yield from train_adapters(sampler, examples, config, n)
 
-        state, scores = yield from measure(rollout, state, n, validation, heldout)
-        yield Finished(n, {"iteration": n, **scores, **counts(tried, retried), **trained(examples, stats)},
-                       state.done(config))
+        state, scores = yield from measure(rollout, pool, state, n, validation, heldout)
+        said = counts(tried, retried) | pooled(pool, made[: len(tried)], made, kept, chosen)
+        yield Finished(n, {"iteration": n, **scores, **said, **trained(examples, stats)}, state.done(config))
 
 
 def unsolved(problems: Sequence[Problem], tried: Iterable[Generation]) -> list[Problem]:
@@ -137,31 +151,55 @@ def trained(examples: list[Example], stats: FinetuneStats) -> dict:
             "target_tokens": stats.target_tokens, "trained_tokens": stats.tokens}
 
 
-def measure(rollout: Rollout, state: State, n: int, validation: Sequence[Problem], heldout: Sequence[Problem]
-            ) -> Generator[Event, None, tuple[State, dict]]:
-    """(state after iteration n, what is known of its model): validation chooses, held-out is only reported."""
-    config, scores, before, known = rollout.config, {}, state.best, {}
+def pooled(pool: Pool, tried: Sequence[Generation], made: Sequence[Generation], kept: Sequence[Generation],
+           chosen: Sequence[Generation]) -> dict:
+    """What an iteration's metrics say of other sources and of the judge. {}: a plain run."""
+    if pool.empty:
+        return {}
+    scored = any(g.reward is not None for g in made)
+    return {"sources": by_source(made, kept, chosen), **({"judge": agreement(tried)} if scored else {})}
+
+
+def measure(rollout: Rollout, pool: Pool, state: State, n: int, validation: Sequence[Problem],
+            heldout: Sequence[Problem]) -> Generator[Event, None, tuple[State, dict]]:
+    """(state after iteration n, what is known of its model): validation chooses, held-out is only reported.
+
+    What a problem without an answer is answered, the judge rates: its mean reward stands for accuracy.
+    """
+    config, scores, before, known, open_ = rollout.config, {}, state.best, {}, not heldout[0].answer
     if validation:
         judged = yield from rollout.run(n, "validate", validation)
-        scores["validation"] = accuracy(validation, judged)
-        scores["validation_interval"] = accuracy_intervals(validation, judged)
+        if open_:
+            scores["validation"] = mean_reward((yield from pool.score(rollout, n, judged, validation, cut_too=True)))
+        else:
+            scores["validation"] = accuracy(validation, judged)
+            scores["validation_interval"] = accuracy_intervals(validation, judged)
         known = state.validation | {n: scores["validation"]["mean"]}
     state = State(n, known)
     if validation:
         scores["best"] = state.best
     if config.heldout_when == "each" or before is None or state.best == n:
         judged = yield from rollout.run(n, "evaluate", heldout)
-        scores |= {"accuracy": accuracy(heldout, judged), "interval": accuracy_intervals(heldout, judged),
-                   "said": verdicts(judged)}
+        rated = (yield from pool.score(rollout, n, judged, heldout, cut_too=True)) if open_ else []
+        scores |= ({"reward": mean_reward(rated)} if open_ else
+                   {"accuracy": accuracy(heldout, judged), "interval": accuracy_intervals(heldout, judged)})
+        scores["said"] = verdicts(judged)
         if config.eval_samples:
             scores |= pass_and_maj(heldout, (yield from rollout.run(n, "pass at k", heldout)))
     return state, scores
 
 
-def nothing_solved(n: int, tried: Sequence[Generation], retried: Sequence[Generation]) -> str:
-    """One line for a model too weak to start."""
+def nothing_solved(n: int, tried: Sequence[Generation], retried: Sequence[Generation], config: StarConfig) -> str:
+    """One line for a model too weak to start, or a choice that lets nothing through."""
     seen = {v: sum(g.verdict == v for g in [*tried, *retried]) for v in VERDICTS}
     how = ", ".join(f"{count} {v}" for v, count in seen.items() if count)
+    right = sum(g.kept for g in [*tried, *retried])
+    if right or config.select in ("reward", "reward-blind"):
+        why = {"correct+steps": "none of these has right steps throughout", "correct+reward": "the judge rated none of "
+               "these (too long for it?)"}.get(config.select, "none ended by itself with a reward of at least "
+                                                              f"{config.reward_threshold}")
+        return (f"iteration {n}: of {len(tried) + len(retried)} answers {right} are right ({how}), but --select "
+                f"{config.select} lets none through: {why}; take another --select, or more --samples")
     hint = "" if retried else "hints (leave out --no-rationalize), "
     return (f"iteration {n}: none of {len({g.problem for g in tried})} problems was solved, with {len(retried)} hinted "
             f"retries ({how}): there is nothing to learn from. The paper's limit (section 6): few-shot accuracy must "

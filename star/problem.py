@@ -6,8 +6,10 @@ whoever watches it are events.
 
 from dataclasses import dataclass
 
-# In the order of an iteration. All but "train" sample; "rationalize" alone sees the answer as a hint.
-PHASES = ("generate", "rationalize", "train", "validate", "evaluate", "pass at k")
+# In the order of an iteration. "rationalize" alone sees the answer as a hint; "judge" scores what was generated.
+PHASES = ("generate", "rationalize", "judge", "train", "validate", "evaluate", "pass at k")
+SAMPLED = tuple(phase for phase in PHASES if phase not in ("judge", "train"))
+STUDENT = "student"  # the source of what the model that is trained wrote itself
 
 
 @dataclass(frozen=True)
@@ -48,28 +50,42 @@ class Completion:
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """An answer to a problem that was written elsewhere, by hand or by another model; a line of --candidates."""
+
+    problem: str  # Problem.id
+    source: str
+    text: str
+    scores: dict[str, float] | None = None  # of a judge elsewhere
+    reward: float | None = None  # their weighted sum
+
+
+@dataclass(frozen=True)
 class Generation:
     """A completion as it was judged; one line of samples/iter-NNN.jsonl.
 
-    (iteration, phase, problem, sample) is its key: a resumed run makes only the keys that are missing.
+    (iteration, phase, problem, sample, source) is its key: a resumed run makes only the keys that are missing.
     """
 
     iteration: int
-    phase: str  # one of PHASES
+    phase: str  # one of SAMPLED
     problem: str  # Problem.id
     sample: int
     seed: int
-    tokens: tuple[int, ...]
+    tokens: tuple[int, ...]  # in the student's ids, whoever wrote it; (): it has none for some character
     text: str
     finish: str
-    logprob: float  # sum over tokens (nats)
+    logprob: float | None  # sum over tokens (nats), of the model that wrote it; None: it came from a file
     answer: str | None  # what the task extracted
     verdict: str  # one of star.evaluate.VERDICTS
     steps_right: bool | None  # None: the task cannot check steps
+    source: str = STUDENT  # which model wrote it
+    scores: dict[str, float] | None = None  # a judge's, by attribute
+    reward: float | None = None  # their weighted sum; None: not scored
 
     @property
-    def key(self) -> tuple[int, str, str, int]:
-        return self.iteration, self.phase, self.problem, self.sample
+    def key(self) -> tuple[int, str, str, int, str]:
+        return self.iteration, self.phase, self.problem, self.sample, self.source
 
     @property
     def kept(self) -> bool:
@@ -84,6 +100,7 @@ class Phase:
     iteration: int
     name: str  # one of PHASES
     total: int
+    source: str = STUDENT
 
 
 @dataclass(frozen=True)
@@ -101,6 +118,13 @@ class Chunk:
 
 
 @dataclass(frozen=True)
+class Scored:
+    """Event: generations of chunks before, now with a judge's scores: they take the place of what was written down."""
+
+    generations: list[Generation]
+
+
+@dataclass(frozen=True)
 class Finished:
     """Event: an iteration is over; the model holds its adapters. Nothing in metrics depends on the machine's speed."""
 
@@ -109,4 +133,4 @@ class Finished:
     done: bool = False  # nothing follows
 
 
-Event = Phase | Tick | Chunk | Finished
+Event = Phase | Tick | Chunk | Scored | Finished

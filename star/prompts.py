@@ -29,11 +29,17 @@ def encode(task: Task, problem: Problem, tokenizer, hinted: bool = False, few_sh
     """
     text = render(task, problem, getattr(tokenizer, "chat", None), hinted, few_shot)
     ids = tokenizer.encode(text)
-    if tokenizer.unk_id in ids:
-        odd = next((c for c in text if tokenizer.unk_id in tokenizer.encode(c, special=False)), text)
+    if (odd := unknown(tokenizer, text, ids)) is not None:
         raise ValueError(f"the tokenizer has no token for {odd!r} in the prompt of problem {problem.id!r}: "
                          f"{text[:60]!r}")
     return ids
+
+
+def unknown(tokenizer, text: str, ids: Sequence[int]) -> str | None:
+    """A character of the text that the tokenizer has no token for, if its ids say that there is one."""
+    if tokenizer.unk_id is None or tokenizer.unk_id not in ids:
+        return None
+    return next((c for c in text if tokenizer.unk_id in tokenizer.encode(c, special=False)), text)
 
 
 def split_prefix(prompts: Sequence[list[int]]) -> tuple[list[int], list[list[int]]]:
@@ -45,6 +51,16 @@ def split_prefix(prompts: Sequence[list[int]]) -> tuple[list[int], list[list[int
     common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
     n = min(common, min(map(len, prompts), default=1) - 1)
     return first[:n], [p[n:] for p in prompts]
+
+
+def continued(task: Task, problem: Problem, tokenizer, text: str, few_shot: bool = False) -> list[int]:
+    """Ids of a rationale that was not sampled but written, as it stands behind its question: encoded as one text."""
+    chat = getattr(tokenizer, "chat", None)
+    prompt = encode(task, problem, tokenizer, few_shot=few_shot)
+    whole = tokenizer.encode(render(task, problem, chat, few_shot=few_shot) + text)
+    if whole[: len(prompt)] == prompt:
+        return whole[len(prompt) :]
+    return tokenizer.encode(text, special=False)  # the text's first characters would join the prompt's last token
 
 
 def example(task: Task, problem: Problem, tokenizer, rationale: Sequence[int], few_shot: bool = False) -> Example:

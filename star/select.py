@@ -1,13 +1,13 @@
-"""Which problems are tried and which are held back, and which of the right rationales are trained on.
+"""Which problems are tried and which are held back, and which rationales are trained on (lines 5 and 6 of Algorithm 1).
 
-It sees rationales that the filter of Algorithm 1 has passed (star/loop), and changes none. Every choice follows from a
-seed alone.
+It changes no rationale, and asks no judge: verdict and reward stand on each. Every draw follows from a seed alone.
 """
 
 import itertools
 import random
 from collections.abc import Sequence
 
+from star.config import StarConfig
 from star.draws import seed_of
 from star.problem import Generation, Problem
 
@@ -36,15 +36,29 @@ def choose_problems(train: Sequence[Problem], n: int, seed: int) -> list[Problem
     return [p for p in itertools.chain.from_iterable(rows) if p is not None][:n]
 
 
-def select(kept: Sequence[Generation], dedup: bool, max_per_problem: int | None) -> list[Generation]:
+def passes(g: Generation, config: StarConfig) -> bool:
+    """Does --select let this rationale through? What comes of several for one problem, `select` decides."""
+    if config.select == "correct":
+        return g.kept
+    if config.select == "correct+steps":
+        return g.kept and g.steps_right is True
+    if config.select == "correct+reward":
+        return g.kept and g.reward is not None
+    enough = config.reward_threshold is None or (g.reward is not None and g.reward >= config.reward_threshold)
+    return g.phase == "generate" and g.finish == "stop" and g.reward is not None and enough and bool(g.tokens)
+
+
+def select(kept: Sequence[Generation], dedup: bool, max_per_problem: int | None, by_reward: bool = False
+           ) -> list[Generation]:
     """A part of these rationales, in their order.
 
     dedup: of equal texts for one problem one is kept. max_per_problem: at most so many each. The newest are kept, and
-    of one iteration the first: rationales of iterations [1 1 2 2] are asked for in the order [2 2 1 1].
+    of one iteration the first: rationales of iterations [1 1 2 2] are asked for in the order [2 2 1 1]. by_reward: the
+    best are, and of equal ones the first: rewards [0.5 2.0 0.5 2.0] are asked for in the order [2.0 2.0 0.5 0.5].
     """
-    newest_first = sorted(range(len(kept)), key=lambda i: -kept[i].iteration)  # stable: within an iteration as given
+    order = sorted(range(len(kept)), key=lambda i: -(kept[i].reward if by_reward else kept[i].iteration))  # stable
     chosen, seen, taken = set(), set(), {}
-    for i in newest_first:
+    for i in order:
         g = kept[i]
         text = (g.problem, g.text.strip())
         full = max_per_problem is not None and taken.get(g.problem, 0) >= max_per_problem

@@ -155,7 +155,7 @@ def test_check_reads_no_weights(capsys):
 def test_a_model_goes_on_with_a_text(capsys, monkeypatch):
     assert sample.main(["--model", str(SHIPPED), "12+34\n", "--max-new-tokens", "9"]) == 0
     assert capsys.readouterr().out.endswith("12+34\n2+4+C0=06\n")
-    one_line(capsys, sample.main(["--model", str(SHIPPED), "--trace", "1+1"]), "leave out --run, --iteration and --tr")
+    one_line(capsys, sample.main(["--model", str(SHIPPED), "--trace", "1+1"]), "leave out --iteration, and with --trace name a")
     one_line(capsys, sample.main(["--model", str(SHIPPED), ""]), "the text has 0 tokens; it must have 1 to 511")
     assert sample.main(["12+34", "--max-new-tokens", "4"]) == 0  # with a task too
     assert "2+4+\n-> was cut off at the length cap" in capsys.readouterr().out
@@ -253,10 +253,10 @@ EXAMPLE = "85+11\n5+1+C0=06\n8+1+C0=09\n=96\n"
 HINTED = "hint 96\n" + EXAMPLE
 
 
-def judged(monkeypatch, verdict):
+def verified(monkeypatch, verdict):
     """Whatever the model writes, this is the verdict."""
-    judge = sample.Rollout.judge
-    monkeypatch.setattr(sample.Rollout, "judge", lambda *args: replace(judge(*args), verdict=verdict))
+    verify = sample.Rollout.verify
+    monkeypatch.setattr(sample.Rollout, "verify", lambda *args: replace(verify(*args), verdict=verdict))
 
 
 @pytest.mark.parametrize(("when", "base", "trained"), [
@@ -266,9 +266,9 @@ def test_sample_asks_as_the_run_does(shown, monkeypatch, capsys, when, base, tra
     """few_shot_sample: the base is asked behind the examples, a model trained on bare questions as the setting says."""
     argv = ["--task", "shown", "--few-shot-sample", when, "--iterations", "1", "--problems", "20", "--first-steps", "1",
             "--model", str(SHIPPED)]
-    judged(monkeypatch, "right")  # the tiny adder is lost behind examples
+    verified(monkeypatch, "right")  # the tiny adder is lost behind examples
     assert train.main(argv) == 0
-    judged(monkeypatch, "wrong")  # so that each trace shows the hint too
+    verified(monkeypatch, "wrong")  # so that each trace shows the hint too
     for iteration, examples in ((0, base), (1, trained)):
         shown.clear()
         assert sample.main(["12+34", "--iteration", str(iteration)]) == 0
@@ -283,7 +283,7 @@ def test_sample_asks_as_the_run_does(shown, monkeypatch, capsys, when, base, tra
 def test_trace_shows_what_the_run_trains_on(shown, monkeypatch, capsys, switch):
     argv = ["--task", "shown", *switch, "--iterations", "0", "--model", str(SHIPPED), "--out", "run"]
     assert train.main(argv) == 0
-    judged(monkeypatch, "right")
+    verified(monkeypatch, "right")
     assert sample.main(["--trace", "12+34", "--run", "run"]) == 0
     plain = capsys.readouterr().out.partition("loss falls on")[2].partition("\n")[2].partition("[")[0]
     assert len(re.findall(r"\d+:'", plain)) == len((EXAMPLE if switch else "") + "12+34\n")
@@ -338,7 +338,7 @@ def test_typed_questions(capsys, monkeypatch):
         (["--keep", "some"], ["--keep", "'some'", "'all'"]),
         (["--max-new-tokens", "5000"], ["positions", "lower --max-new-tokens"]),
         (["--device", "abacus"], ["--device is 'abacus'"]),
-        (["--data", "x"], ["task arithmetic has no setting --data", "belongs to task commonsenseqa, gsm8k, jsonl"]),
+        (["--data", "x"], ["task arithmetic has no setting --data", "belongs to task coin_flip, commonsenseqa, gsm8k, jsonl"]),
         (["--frobnicate"], ["--frobnicate", "--help"]),
         (["--resume", "nowhere"], ["nowhere is no run"]),
     ],
@@ -400,7 +400,7 @@ def test_a_runs_rationales_are_listed(capsys, tmp_path):
     assert sample.main(["--run", str(run)]) == 0
     out = capsys.readouterr().out
     assert re.search(r"^ +1 generate", out, re.M)
-    assert "K kept" in out
+    assert "K right" in out
     tried = [json.loads(line) for line in (run / "samples" / "iter-001.jsonl").read_text().splitlines()]
     wrong = next(t for t in tried if t["verdict"] == "wrong" and t["phase"] == "generate")
     assert sample.main(["--run", str(run), "--problem", wrong["problem"]]) == 0

@@ -47,7 +47,7 @@ def test_the_learning_rate_follows_the_model():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"samples": 0}, ["--samples is 0", "at least 1"]),
+        ({"samples": -1}, ["--samples is -1", "at least 0"]),
         ({"samples": 10_001}, ["--samples is 10001", "at most 10000"]),
         ({"samples": 2.0}, ["--samples is 2.0", "type int"]),
         ({"samples": True}, ["--samples is True", "type int"]),
@@ -84,6 +84,13 @@ TOGETHER = [
     ({"growth": 10.0, "iterations": 99}, ["--growth 10.0", "99 iterations", "10^9"]),
     ({"patience": 2}, ["--patience 2", "--validation is 0"]),
     ({"heldout_when": "best"}, ["--heldout-when best", "--validation is 0"]),
+    ({"samples": 0}, ["--samples 0", "--generators", "--candidates"]),
+    ({"wanted": 9, "candidates": "a.jsonl"}, ["--wanted", "--candidates", "leave one"]),
+    ({"select": "correct+reward"}, ["--select correct+reward", "--reward", "--candidates"]),
+    ({"reward_threshold": 1.0}, ["--reward-threshold 1.0", "it is correct"]),
+    ({"reward_by": "likelihood"}, ["--reward-by", "name one by --reward"]),
+    ({"reward_weights": "1,2"}, ["--reward-weights 1,2", "--reward"]),
+    ({"skip_bad": True}, ["--skip-bad", "--candidates"]),
 ]
 
 
@@ -106,6 +113,9 @@ def test_every_conflict_has_such_a_case():
 
 def test_what_looks_odd_but_makes_sense():
     StarConfig(max_per_problem=1)
+    StarConfig(max_per_problem=9, generators="a")
+    StarConfig(samples=0, candidates="a.jsonl", select="correct+reward")
+    assert not StarConfig(select="reward-blind", reward="a").rationalize  # the hint is the answer
     StarConfig(max_per_problem=3, keep="all")
     StarConfig(samples=4, temperature=1.0, max_per_problem=4)
     StarConfig(samples=1, hint_samples=3, temperature=1.0, max_per_problem=3, wanted=6000)

@@ -15,7 +15,7 @@ import star.tasks
 import train
 from star.config import CONFLICTS, DEFAULTS, StarConfig, kind_of
 from star.experiments import arms, baseline
-from star.run.flags import PRESETS, as_flags, preset_names, read_flags, read_preset, under_flags, without
+from star.run.flags import PATHS, PRESETS, as_flags, preset_names, read_flags, read_preset, under_flags, without
 from star.run.folder import Run
 from star.tasks import task_names, task_options
 
@@ -62,7 +62,7 @@ def test_each_setting_has_a_flag(f):
         return
     said = {str: f.metadata["choices"][-1] if f.metadata["choices"] else "columns", int: "3", float: "2.5"}[kind]
     value = read(flag, said).settings[f.name]
-    assert value == (str(Path(said).absolute()) if f.name == "model" else kind(said))
+    assert value == (str(Path(said).absolute()) if f.name in PATHS else kind(said))
     assert type(value) is kind
     assert read(f"{flag}={said}").settings[f.name] == value
     refused(read, flag, words=(flag, "--help"))
@@ -275,8 +275,13 @@ def test_every_conflict_can_be_resolved_for_flags():
         ("wanted", "problems", "samples"): ({"wanted": 1000}, {"problems": 10}),
         ("patience", "validation"): ({"patience": 2, "validation": 9}, {"validation": 0}),
         ("heldout_when", "validation"): ({"heldout_when": "best", "validation": 9}, {"validation": 0}),
+        ("wanted", "generators", "candidates"): ({"wanted": 9}, {"generators": "a"}),
+        ("reward_threshold", "select"): (
+            {"reward_threshold": 1.0, "select": "reward-blind", "reward": "a"}, {"select": "correct"}),
     }
-    assert set(one) == {c.settings for c in CONFLICTS}
+    lacking = {("samples",), ("select", "reward"), ("reward_by", "reward_format", "reward"), ("skip_bad", "candidates"),
+               ("reward_weights", "reward")}  # no flag takes a folder or file away
+    assert {*one, *lacking} == {c.settings for c in CONFLICTS}
     for preset, flags in one.values():
         with pytest.raises(ValueError, match="--"):
             StarConfig(**preset | flags)

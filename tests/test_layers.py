@@ -15,7 +15,7 @@ LAYERS = [
     {"kernels", "star.problem", "star.config", "star.draws", "star.text", "star.device"},
     {"star.decoder", "star.positions", "star.cache", "star.lora", "star.tasks"},
     {"star.sampler", "star.schedule", "star.batch", "star.prompts", "star.reward", "checkpoints"},
-    {"star.rollout", "star.finetune", "star.evaluate", "star.select", "star.judge"},
+    {"star.rollout", "star.finetune", "star.evaluate", "star.select", "star.judge", "star.best_of"},
     {"star.pool"},
     {"star.loop"},
     {"star.run"},

@@ -116,7 +116,7 @@ def test_kept_rationalized_and_dropped(setup, monkeypatch, tokenizer):
     assert all(e.tokens[-1] == 1 for e in examples[0])  # and an end
     generations = [g for e in events if isinstance(e, Chunk) for g in e.generations]
     assert len({g.key for g in generations}) == len(generations) == 4 + 8 + 6 + 4
-    assert all(g.seed == seed_of(0, *g.key) for g in generations)
+    assert all(g.seed == seed_of(0, *g.key[:4]) for g in generations)
     phases = [(e.name, e.total) for e in events if isinstance(e, Phase)]
     assert phases == [("evaluate", 4), ("generate", 8), ("rationalize", 6), ("train", 1), ("evaluate", 4)]
     assert sum(isinstance(e, Tick) for e in events) == sum(total for _, total in phases)
@@ -401,7 +401,7 @@ def test_a_rollout_alone(setup):
                                              temperature=1.0)
     problems = task.train[5:2:-1]
     made = Rollout(sampler, tokenizer, task, config).complete(3, "generate", problems)
-    assert [g.key for g in made] == [(3, "generate", p.id, k) for p in problems for k in range(2)]
+    assert [g.key for g in made] == [(3, "generate", p.id, k, "student") for p in problems for k in range(2)]
     assert [g.verdict for g in made] == ["wrong", "wrong", "right", "right", "wrong", "wrong"]
     assert [g.answer for g in made] == ["1", "1", "8", "8", "1", "1"]
     assert all(g.logprob == -0.5 * len(g.tokens) and g.steps_right is None for g in made)
@@ -409,6 +409,7 @@ def test_a_rollout_alone(setup):
     again = Rollout(sampler, tokenizer, task, config, made[:4]).complete(3, "generate", problems)
     assert again[:4] == made[:4]
     assert len(sampler.asked) == 2
-    hinted = Rollout(sampler, tokenizer, task, config).judge((1, "rationalize", "4", 0), problems[1], Completion(
-        tuple(tokenizer.encode("hint=8")), (-1.0,) * 6, "stop"), 5)  # fmt: skip
+    quoting = Completion(tuple(tokenizer.encode("hint=8")), (-1.0,) * 6, "stop")
+    hinted = Rollout(sampler, tokenizer, task, config).verify((1, "rationalize", "4", 0, "student"), problems[1],
+                                                              quoting, 5)
     assert (hinted.verdict, hinted.text, hinted.seed, hinted.kept) == ("leak", "hint=8", 5, False)

@@ -8,13 +8,15 @@ import torch
 from conftest import GOLDEN, refused
 
 import checkpoints
+import star.run.models
 import star.run.plan
 from star import prompts
 from star.config import StarConfig
 from star.lora import lora_modules, trainable
 from star.problem import Problem, Shot
 from star.run.memory import Lengths, memory
-from star.run.plan import JOIN, build, load_base, make_plan, measure_prompts
+from star.run.models import JOIN, load_base, measure_prompts
+from star.run.plan import build, make_plan
 from star.run.work import Work
 from star.tasks import Task, load_task
 
@@ -187,7 +189,7 @@ def test_what_suits_no_task_or_model_is_refused(monkeypatch):
     refused(lambda: plan_of(long, validation=4), words=("--validation is 4", "only 4", "fit into the context"))
     refused(lambda: make_plan(StarConfig(), {"digits": "0"}), words=("--digits is '0'",))
     task.turns = lambda problem, hinted=False: []
-    monkeypatch.setattr(star.run.plan, "load_chat", lambda folder: Plain())
+    monkeypatch.setattr(star.run.models, "load_chat", lambda folder: Plain())
     refused(lambda: plan_of(task, chat=True), words=("--chat", "no form as a conversation"))
 
 
@@ -203,7 +205,7 @@ def test_a_run_without_room_is_refused_before_weights_are_read(monkeypatch):
     monkeypatch.setattr(checkpoints, "fill", lambda *args: pytest.fail("weights were read"))
     monkeypatch.setattr(star.run.plan, "free_memory", lambda device: plan.memory.weights + 1)
     refused(build, plan, words=("the run needs", "cpu has", "--rank"))
-    monkeypatch.setattr(star.run.plan, "free_memory", lambda device: plan.memory.weights - 1)
+    monkeypatch.setattr(star.run.models, "free_memory", lambda device: plan.memory.weights - 1)
     refused(load_base, plan.model, plan.device, words=("the weights need 2.1 MiB in float32", "--dtype bfloat16"))
 
 

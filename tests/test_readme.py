@@ -144,7 +144,7 @@ def test_the_task_example_has_few_shot_text(doubling, capsys):
 
 
 def test_the_script_runs(capsys):
-    code = code_block("## Your own script")
+    code = code_block("## Your own script", STAR)
     assert sum(bool(line.strip()) for line in code.splitlines()) <= 20
     exec(compile(code, "script", "exec"), {})
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]

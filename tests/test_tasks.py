@@ -682,11 +682,11 @@ def task_file(tmp_path, monkeypatch):
 def test_a_file_with_a_load_is_a_task(task_file):
     task_file(PARITY)
     task_file("from star.tasks.parity import load\n", "parity_other")  # it has one, but does not define it
-    assert task_names() == ["arithmetic", "columns", "commonsenseqa", "gsm8k", "jsonl", "parity"]
+    assert task_names() == ["arithmetic", "coin_flip", "columns", "commonsenseqa", "gsm8k", "jsonl", "parity"]
     assert load_task("parity").name == "parity"
     assert len(load_task("parity", digits=2).train) == 99
     for name in ("algebra", "__init__", "../gsm8k", "verifier"):
-        refused(lambda n=name: load_task(n), words=(f"unknown task {name!r}; known are arithmetic, columns,",))
+        refused(lambda n=name: load_task(n), words=(f"unknown task {name!r}; known are arithmetic, coin_flip,",))
     refused(lambda: load_task("records"), words=("star/tasks/records.py has no function load(...)",))
 
 

@@ -14,6 +14,7 @@ from star import lora, prompts
 from star.config import StarConfig
 from star.draws import seed_of
 from star.loop import State, measure, train_adapters, trained
+from star.pool import Pool
 from star.problem import Event, Example, Finished, Generation, Problem
 from star.rollout import Rollout
 from star.run.flags import command, interrupted, read_flags
@@ -32,7 +33,7 @@ def learn(sampler: Sampler, tokenizer, task: Task, config: StarConfig, state: St
     heldout, rollout = choose_heldout(task.heldout, config.heldout_problems), Rollout(sampler, tokenizer, task, config,
                                                                                       given)
     if state.iteration < 0:
-        state, scores = yield from measure(rollout, state, 0, validation, heldout)
+        state, scores = yield from measure(rollout, Pool(), state, 0, validation, heldout)
         yield Finished(0, {"iteration": 0, **scores}, state.done(config))
     if state.done(config):
         return
@@ -40,19 +41,15 @@ def learn(sampler: Sampler, tokenizer, task: Task, config: StarConfig, state: St
     examples = [written(task, p, tokenizer, config.few_shot_train) for p in problems]
     lora.reset(sampler.model, seed_of(config.seed, 1, "adapters"))
     stats = yield from train_adapters(sampler, examples, config, 1)
-    state, scores = yield from measure(rollout, state, 1, validation, heldout)
+    state, scores = yield from measure(rollout, Pool(), state, 1, validation, heldout)
     yield Finished(1, {"iteration": 1, **scores, "problems": len(problems), **trained(examples, stats)}, True)
 
 
 def written(task: Task, problem: Problem, tokenizer, few_shot: bool) -> Example:
     """The training sequence of a rationale that somebody wrote: encoded as one text with its prompt."""
-    chat, text = getattr(tokenizer, "chat", None), task.gold(problem)
-    text = text.strip() if chat is not None else text
-    prompt = prompts.encode(task, problem, tokenizer, few_shot=few_shot)
-    whole = tokenizer.encode(prompts.render(task, problem, chat, few_shot=few_shot) + text)
-    if whole[: len(prompt)] != prompt:  # the text's first characters would join the prompt's last token
-        whole = [*prompt, *tokenizer.encode(text, special=False)]
-    return prompts.example(task, problem, tokenizer, whole[len(prompt) :], few_shot)
+    text = task.gold(problem).strip() if getattr(tokenizer, "chat", None) is not None else task.gold(problem)
+    ids = prompts.continued(task, problem, tokenizer, text, few_shot)
+    return prompts.example(task, problem, tokenizer, ids, few_shot)
 
 
 def as_learned(task: Task, what: str) -> Task:

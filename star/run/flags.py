@@ -23,6 +23,8 @@ from star.tasks import task_names, task_options
 from star.text import visible
 
 PRESETS = Path(__file__).parent / "presets"
+SEVERAL = ("generators", "candidates")  # settings that are paths, separated by commas
+PATHS = ("model", "reward", *SEVERAL)
 
 
 @dataclass(frozen=True)
@@ -120,10 +122,11 @@ def read_flags(argv: list[str], doc: str, more: Callable[[Parser], None] = lambd
         raise ValueError("--resume keeps the run's settings: leave out --preset")
     if preset_file is not None:
         settings, chosen = under_flags(preset_file, preset, settings, chosen, options)
-    paths = [(settings, "model"), *((chosen, k) for k, option in options.items() if option.type is Path)]
+    paths = [(settings, k) for k in PATHS] + [(chosen, k) for k, option in options.items() if option.type is Path]
     for values, k in paths:
-        if values.get(k):
-            values[k] = str(Path(values[k]).absolute())  # so that the run can be opened from any folder
+        if values.get(k):  # absolute, so that the run can be opened from any folder
+            several = str(values[k]).split(",") if k in SEVERAL else [values[k]]
+            values[k] = ",".join(str(Path(str(p).strip()).absolute()) for p in several if str(p).strip())
     return Flags(settings, chosen, **others), argparse.Namespace(**given)
 
 

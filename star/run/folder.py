@@ -3,7 +3,7 @@
     config.json            settings, task options, command line, versions, git commit, device, dtype
     metrics.jsonl          one line an iteration; equal runs write equal lines
     timings.jsonl          seconds and tokens/s by phase: all that differs between two equal runs is here or above
-    samples/iter-003.jsonl every generation with its verdict
+    samples/iter-003.jsonl every generation with its verdict, and its scores if there is a judge
     adapters/iter-003/     what the model had learned by then, in PEFT's layout
     curves.png             held-out accuracy over iterations
     state.json             where to go on; written last, atomically
@@ -27,7 +27,7 @@ from checkpoints.files import read_json, write_atomically, write_json
 from star.config import DEFAULTS, StarConfig
 from star.decoder import Decoder
 from star.loop import State
-from star.problem import Chunk, Event, Finished, Generation, Phase, Tick
+from star.problem import SAMPLED, Chunk, Event, Finished, Generation, Phase, Scored, Tick
 
 
 @dataclass
@@ -52,9 +52,9 @@ class Clock:
 
     def sampled(self) -> tuple[int, int, float]:
         """(tokens, rationales, seconds) of the phases that sample, the one in hand included."""
-        now = time.perf_counter() - self._since if self._phase not in ("", "train", "save") else 0.0
-        seconds = sum(s for phase, s in self.seconds.items() if phase not in ("train", "save")) + now
-        kinds = [phase for phase in self.tokens if phase != "train"]
+        now = time.perf_counter() - self._since if self._phase in SAMPLED else 0.0
+        seconds = sum(s for phase, s in self.seconds.items() if phase in SAMPLED) + now
+        kinds = [phase for phase in self.tokens if phase in SAMPLED]
         return sum(self.tokens[k] for k in kinds), sum(self.rows.get(k, 0) for k in kinds), seconds
 
     def rate(self, *phases: str) -> float:
@@ -164,8 +164,19 @@ class Run:
         elif isinstance(event, Chunk):
             lines = [asdict(g) | {"chunk": len(event.generations)} for g in event.generations]
             append(self.samples(lines[0]["iteration"]), lines)
+        elif isinstance(event, Scored):
+            self._score(event.generations)
         elif isinstance(event, Finished):
             self._finish(event, model)
+
+    def _score(self, generations: list[Generation]) -> None:
+        """Put scores beside what they are of, in one atomic write: after a stop all of them are there, or none."""
+        path, scored = self.samples(generations[0].iteration), {g.key: g for g in generations}
+        records = read_lines(path)
+        for r in records:
+            if g := scored.get(generation(r).key):
+                r |= {"scores": g.scores, "reward": g.reward}
+        write_atomically(path, "".join(json.dumps(r) + "\n" for r in records).encode())
 
     def _finish(self, event: Finished, model: Decoder) -> None:
         self.clock.enter("save")
@@ -177,7 +188,7 @@ class Run:
         self.timings = {
             "iteration": event.iteration, "seconds": {k: round(v, 3) for k, v in self.clock.seconds.items()},
             "tokens": {"sampled": self.clock.sampled()[0], "trained": self.clock.tokens.get("train", 0)},
-            "sampled_tokens_per_s": round(self.clock.rate(*(p for p in self.clock.tokens if p != "train"))),
+            "sampled_tokens_per_s": round(self.clock.rate(*SAMPLED)),
             "trained_tokens_per_s": round(self.clock.rate("train")), "peak_device_bytes": memory,
         }
         append(self.folder / "timings.jsonl", [self.timings])

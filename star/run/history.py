@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from star.evaluate import VERDICTS
-from star.problem import PHASES, Generation
+from star.problem import PHASES, SAMPLED, STUDENT, Generation
 from star.run.folder import generation, read_lines
 from star.text import visible
 
-SAMPLED = tuple(phase for phase in PHASES if phase != "train")
 OUTCOMES = {  # beside VERDICTS' own names
     "kept": lambda g: g.kept and g.phase == "generate",
     "rationalized": lambda g: g.kept and g.phase == "rationalize",
@@ -24,8 +23,8 @@ OUTCOMES = {  # beside VERDICTS' own names
     "truncated": lambda g: g.verdict == "length",
 }
 RIGHT_MARKS = {"generate": "K", "rationalize": "R", "validate": "E", "evaluate": "E", "pass at k": "E"}
-FAILED_MARKS = {"wrong": "w", "unparsed": "u", "length": "t", "leak": "l"}
-LEGEND = ("K kept, R rationalized (both trained on), E right in an evaluation; "
+FAILED_MARKS = {"wrong": "w", "unparsed": "u", "length": "t", "leak": "l", "open": "o"}
+LEGEND = ("K right, R rationalized (these are trained on, or chosen from), E right in an evaluation; "
           "w wrong, u unparsed, t truncated, l leak; . not tried")
 SHOWN = 12  # lines of a text in a listing
 
@@ -38,6 +37,7 @@ class Filter:
     phase: str | None = None
     verdict: str | None = None  # of VERDICTS or OUTCOMES
     problem: str | None = None  # an id, or what stands behind a "-" at its end: 17 for train-17
+    source: str | None = None  # who wrote it
 
     def __post_init__(self):
         for name, choices in (("phase", SAMPLED), ("verdict", (*VERDICTS, *OUTCOMES))):
@@ -95,6 +95,8 @@ def matches(g: Generation, filter: Filter) -> bool:
         return False
     if filter.phase not in (None, g.phase):
         return False
+    if filter.source not in (None, g.source):
+        return False
     if filter.problem not in (None, g.problem) and not g.problem.endswith(f"-{filter.problem}"):
         return False
     return filter.verdict in (None, g.verdict) or (filter.verdict in OUTCOMES and OUTCOMES[filter.verdict](g))
@@ -118,15 +120,18 @@ def nothing(filter: Filter, generations: Sequence[Generation]) -> str:
 
 def overview(generations: Sequence[Generation]) -> list[str]:
     """A table: a line for each iteration and phase. Texts are distinct as star/select sees it: of one problem."""
-    groups: dict[tuple[int, int], list[Generation]] = {}
+    groups: dict[tuple[int, int, str], list[Generation]] = {}
     for g in generations:
-        groups.setdefault((g.iteration, PHASES.index(g.phase)), []).append(g)
-    lines = [f"{'it':>4} {'phase':11}" + "".join(f"{v:>9}" for v in VERDICTS) + " | distinct right  mean tokens"]
-    for (n, phase), part in sorted(groups.items()):
+        who = "" if g.source == STUDENT else clip(g.source, 24)
+        groups.setdefault((g.iteration, PHASES.index(g.phase), f"{g.phase} {who}".rstrip()), []).append(g)
+    wide = max([11, *(len(name) for *_, name in groups)])
+    shown = [v for v in VERDICTS if v != "open" or any(g.verdict == v for g in generations)]
+    lines = [f"{'it':>4} {'phase':{wide}}" + "".join(f"{v:>9}" for v in shown) + " | distinct right  mean tokens"]
+    for (n, _, name), part in sorted(groups.items()):
         count = Counter(g.verdict for g in part)
         distinct = len({(g.problem, g.text.strip()) for g in part if g.verdict == "right"})
         mean = sum(len(g.tokens) for g in part) / len(part)
-        lines.append(f"{n:4} {PHASES[phase]:11}" + "".join(f"{count[v]:9}" for v in VERDICTS)
+        lines.append(f"{n:4} {name:{wide}}" + "".join(f"{count[v]:9}" for v in shown)
                      + f" | {distinct:14} {mean:12.1f}")
     return lines if groups else []
 
@@ -137,7 +142,12 @@ def listing(generations: Sequence[Generation], limit: int, width: int) -> list[s
     for g in sorted(generations, key=_position)[:limit]:
         says = f" (says {clip(g.answer, 40)})" if g.answer is not None else ""
         steps = ", but a step is wrong" if g.steps_right is False else ""
-        lines.append(f"iter {g.iteration} {g.phase} {clip(g.problem, 60)} sample {g.sample}: {g.verdict}{says}{steps}")
+        who = "" if g.source == STUDENT else f" of {clip(g.source, 40)}"
+        what = f"iter {g.iteration} {g.phase} {clip(g.problem, 60)} sample {g.sample}{who}"
+        lines.append(f"{what}: {g.verdict}{says}{steps}")
+        if g.reward is not None:
+            scores = ", ".join(f"{clip(name, 24)} {score:.2f}" for name, score in (g.scores or {}).items())
+            lines.append(f"    reward {g.reward:.3f} ({scores})")
         text = wrapped(g.text, width - 4)
         if len(text) > SHOWN + 1:  # one line more takes no more room than saying so
             text[SHOWN:] = [f"... {len(text) - SHOWN} more lines"]

@@ -29,7 +29,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes by what for. Sampling and training do not meet: the larger one counts."""
+    """Bytes by what for. Sampling, training and other models do not meet: the largest counts."""
 
     weights: int
     adapters: int  # with gradient and both moments
@@ -37,15 +37,16 @@ class Memory:
     sampling: int
     training: int
     slots: int
+    others: int = 0  # the largest of the other models and the judge, at work: one is there at a time
 
     @property
     def most(self) -> int:
         """At one time."""
-        return self.weights + self.adapters + self.copy + max(self.sampling, self.training)
+        return self.weights + self.adapters + self.copy + max(self.sampling, self.training, self.others)
 
     def __str__(self) -> str:
         names = {"adapters": "adapters with gradient and moments", "copy": "merged copy",
-                 "sampling": f"sampling in {self.slots} slots"}
+                 "sampling": f"sampling in {self.slots} slots", "others": "the largest other model"}
         parts = {names.get(f.name, f.name): getattr(self, f.name) for f in fields(self) if f.name != "slots"}
         return ", ".join(f"{name} {size(n)}" for name, n in parts.items() if n)
 
@@ -131,6 +132,7 @@ def refuse(need: Memory, free: int | None, device: torch.device, config: StarCon
         (held, "take --no-merge"),
         (held + need.sampling, "lower --slots, or --max-new-tokens"),
         (held + need.training, "lower --micro-tokens" if config.recompute else "take --recompute"),
+        (held + need.others, "take smaller --generators or a smaller --reward"),
     ):
         if bytes_ > free:
             raise ValueError(f"the run needs {size(bytes_)} and {device} has {size(free)} free ({need}): {advice}")

@@ -8,27 +8,25 @@ in words what a run would be.
 
 from collections.abc import Callable
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 import checkpoints
-from checkpoints.chat import load_chat
 from star import prompts
 from star.cache import KVCache
 from star.config import StarConfig
 from star.decoder import Decoder
-from star.device import choose_device, choose_dtype, free_memory
+from star.device import choose_device, free_memory
 from star.lora import add_lora, trainable
-from star.problem import Problem
 from star.run.memory import Lengths, Memory, memory, refuse, size
+from star.run.models import JOIN, load_base, load_tokenizer, measure_prompts, outline
+from star.run.others import Others, plan_others
 from star.run.work import Work
 from star.sampler import Sampler
-from star.tasks import Task, load_task
+from star.tasks import Task, ask, load_task
 from star.tasks.records import named
-
-JOIN = 16  # tokens that few-shot text and question may have more as one text than apart
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,7 @@ class Plan:
     work: Work
     memory: Memory
     notes: list[str]
+    others: Others
 
     @property
     def max_len(self) -> int:
@@ -76,83 +75,34 @@ def make_plan(config: StarConfig, options: dict, of: Callable[[Task], Task] = la
     if config.validation >= len(task.train):
         raise ValueError(f"--validation is {config.validation}, but there are only {len(task.train)} training problems"
                          f"{' that fit into the context of the model' if too_long else ''}")
-    work = Work.of(config, len(task.train), len(task.heldout), generates)
-    needs = memory(model, config, lengths, max_new, max(work.sampled), device)
-    return Plan(config, device, model, tokenizer, task, max_new, lengths, work, needs, notes)
-
-
-def outline(folder: Path, config: StarConfig, device: torch.device) -> Decoder:
-    """The base model's shapes in the dtype that it will have on the device."""
-    if config.dtype != "auto":
-        return checkpoints.outline(folder, config.dtype)
-    model = checkpoints.outline(folder)
-    return model.to(choose_dtype(device, model.dtype))
-
-
-def load_base(model: Decoder, device: torch.device) -> Decoder:
-    """Weights for an outline, on its device, if there is room."""
-    need, free = sum(t.nbytes for _, t in model.tensors()), free_memory(device)
-    if free is not None and need > free:
-        smaller = "" if model.dtype.itemsize < 4 else ", or take half as much: --dtype bfloat16"
-        name = str(model.dtype).removeprefix("torch.")
-        raise ValueError(f"the weights need {size(need)} in {name}, but {device} has {size(free)} free: take a smaller "
-                         f"model{smaller}")
-    return checkpoints.fill(model, device)
-
-
-def load_tokenizer(folder: Path, chat: bool):
-    """The folder's tokenizer; with chat it carries the folder's template."""
-    tokenizer = checkpoints.load_tokenizer(folder)
-    if chat:
-        tokenizer.chat = load_chat(folder)
-    return tokenizer
+    others = plan_others(config, task, tokenizer, model, max_new, device)
+    work = Work.of(config, len(task.train), len(task.heldout), generates, others.pool.answers_a_problem(config))
+    needs = replace(memory(model, config, lengths, max_new, max(work.sampled), device), others=others.bytes)
+    return Plan(config, device, model, tokenizer, task, max_new, lengths, work, needs, notes + others.notes, others)
 
 
 def suits(task: Task, config: StarConfig) -> None:
-    """ValueError for settings that speak of examples which the task does not show."""
+    """ValueError for settings that speak of what the task does not have: examples, answers, steps to check."""
+    unanswered = [p.id for p in [*task.train, *task.heldout] if not p.answer]
+    if unanswered and len(unanswered) < len(task.train) + len(task.heldout):
+        raise ValueError(f"{len(unanswered)} problems of task {config.task} have no answer, such as "
+                         f"{named(unanswered)}: give all of them one, or none")
+    if unanswered and (config.select != "reward" or not config.reward):
+        raise ValueError(f"task {config.task} has no answers to compare with: choose by a reward model alone, with "
+                         "--select reward --reward DIR")
+    if unanswered and config.eval_samples:
+        raise ValueError("--eval-samples counts right answers, and the task has none: leave it out")
+    if config.select == "reward" and not unanswered:
+        raise ValueError(f"--select reward is for tasks without answers, and task {config.task} has them: take "
+                         "correct+reward, or reward-blind to ignore them on purpose")
+    if config.select == "correct+steps" and ask(task, "check_steps", task.train[0], "") is None:
+        raise ValueError(f"--select correct+steps: task {config.task} cannot check steps; it has no check_steps")
     for flag, given in ((f"--few-shot-sample {config.few_shot_sample}", config.few_shot_sample != "always"),
                         ("--few-shot-train", config.few_shot_train)):
         if given and not task.prefix:
             raise ValueError(f"{flag} is given, but task {config.task} shows no examples here: leave it out")
     if config.chat and task.prefix and not task.turns(task.train[0]):
         raise ValueError(f"--chat: the few-shot text of task {config.task} has no form as a conversation")
-
-
-def measure_prompts(task: Task, tokenizer, max_new: int, limit: int) -> tuple[Lengths, set[str]]:
-    """(lengths, ids of problems that do not fit into `limit` positions with `max_new` new tokens).
-
-    Plain and hinted prompts count. Raises ValueError where the few-shot text leaves no room, or no problem fits.
-    """
-    def length(p: Problem, hinted: bool, few_shot: bool) -> int:
-        return len(prompts.encode(task, p, tokenizer, hinted, few_shot))
-
-    everything = [*task.train, *task.heldout]
-    around = len(tokenizer.encode("\n")) - 1  # what a tokenizer puts around a text; inside, a token is a byte at least
-    of_text: dict[str, int] = {}  # few-shot text -> its tokens
-    most = []  # (tokens that the question has at most, those of the text in front of it, problem, hinted)
-    for p, hinted in ((p, hinted) for p in everything for hinted in (False, True)):
-        text = task.few_shot(p, hinted)
-        if text not in of_text:
-            of_text[text] = length(p, hinted, True) - length(p, hinted, False)
-        alone = len(prompts.render(task, p, tokenizer.chat, hinted, few_shot=False).encode()) + around
-        most.append((alone, of_text[text], p, hinted))
-    examples = max(of_text.values())
-    if examples + max_new + 2 > limit:
-        raise ValueError(f"the few-shot text has {examples} tokens, which with {max_new} new ones do not fit into "
-                         f"{limit} positions: show fewer examples, or lower --max-new-tokens")
-    out = {p.id for alone, before, p, hinted in most
-           if before + JOIN + alone + max_new > limit and length(p, hinted, True) + max_new > limit}
-    if any(all(p.id in out for p in part) for part in (task.train, task.heldout)):
-        raise ValueError(f"{len(out)} of {len(everything)} prompts do not fit into {limit} positions with {max_new} "
-                         f"new tokens, such as {named(sorted(out))}: show fewer examples, or lower "
-                         "--max-new-tokens")
-    longest = 0
-    for alone, _, p, hinted in sorted(most, key=lambda entry: -entry[0]):
-        if alone <= longest:  # and so are all that follow: most need not be encoded
-            break
-        if p.id not in out:
-            longest = max(longest, length(p, hinted, False))
-    return Lengths(longest, examples), out
 
 
 def build(plan: Plan) -> Sampler:
@@ -171,7 +121,8 @@ def describe(plan: Plan) -> list[str]:
     has = f"{plan.device} has {size(free)} free" if free is not None else f"on {plan.device}"
     shown = f"few-shot text of {plan.lengths.examples} tokens, stored once; " if plan.lengths.examples else ""
     most = f"{rationales:,} rationales x {plan.max_new} new tokens = {rationales * plan.max_new:,}"
-    return [f"cost    {shown}at most {most}; {steps:,} steps x {plan.config.batch_size} examples",
+    return [*plan.others.said,
+            f"cost    {shown}at most {most}; {steps:,} steps x {plan.config.batch_size} examples",
             f"memory  {plan.memory}: {size(plan.memory.most)} at a time; {has}",
             *(f"note    {note}" for note in plan.notes)]
 

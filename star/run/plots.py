@@ -24,24 +24,30 @@ def save(drawing, path: Path) -> None:
 
 
 def curves(path: Path, metrics: Sequence[dict]) -> None:
-    """Held-out accuracy by group, and how many problems each iteration solved, with and without a hint."""
+    """Held-out accuracy by group (where there are no answers, the mean reward), and how many problems each iteration
+    solved, with and without a hint."""
     drawing = figure(11)
     left, right = drawing.subplots(1, 2)
-    iterations, measured = [m["iteration"] for m in metrics], [m for m in metrics if "accuracy" in m]
-    for group in metrics[0]["accuracy"]:
+    iterations, rated = [m["iteration"] for m in metrics], "reward" in metrics[0]
+    kind, unit = ("reward", 1) if rated else ("accuracy", 100)
+    measured = [m for m in metrics if kind in m]
+    for group in ["mean"] if rated else metrics[0]["accuracy"]:
         style = {"color": "black", "linewidth": 2.5} if group == "mean" else {"marker": "o", "markersize": 4}
-        shares = [100 * m["accuracy"][group] for m in measured]
+        shares = [unit * m[kind][group] for m in measured]
         left.plot([m["iteration"] for m in measured], shares, label=group, **style)
-    left.set(title="held-out accuracy", xlabel="iteration", ylabel="%", ylim=(-3, 103), xticks=iterations)
+    left.set(title=f"held-out {kind}", xlabel="iteration", ylabel="" if rated else "%", xticks=iterations)
+    if not rated:
+        left.set_ylim(-3, 103)
     tried = [m for m in metrics if "solved" in m]
     bottom = [0] * len(tried)
     parts = {"solved unaided": [m["solved"] - m["rationalized_problems"] for m in tried],
              "only with the hint": [m["rationalized_problems"] for m in tried],
              "dropped": [m["problems"] - m["solved"] for m in tried]}
-    for (label, heights), color in zip(parts.items(), ("#2a6fbb", "#f2a541", "#cccccc"), strict=True):
+    parts = {"answers trained on": [m["examples"] for m in tried]} if rated else parts
+    for (label, heights), color in zip(parts.items(), ("#2a6fbb", "#f2a541", "#cccccc"), strict=False):
         right.bar([m["iteration"] for m in tried], heights, bottom=bottom, label=label, color=color)
         bottom = [a + b for a, b in zip(bottom, heights, strict=True)]
-    right.set(xlabel="iteration", ylabel="problems", xticks=iterations[1:])
+    right.set(xlabel="iteration", ylabel="" if rated else "problems", xticks=iterations[1:])
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     left.legend(frameon=False)

@@ -8,7 +8,7 @@ import sys
 from tqdm import tqdm
 
 from star.evaluate import VERDICTS
-from star.problem import Chunk, Event, Finished, Generation, Phase, Tick
+from star.problem import STUDENT, Chunk, Event, Finished, Generation, Phase, Scored, Tick
 from star.run.folder import Run, read_lines
 from star.run.history import clip
 from star.run.plan import Plan
@@ -23,13 +23,15 @@ class Progress:
         self.plan, self.show_most, self.bar, self.seen = plan, show, None, []
         self.groups = [*dict.fromkeys(p.group or "all" for p in plan.task.heldout)]
         self.groups += ["mean"] if len(self.groups) > 1 else []
+        self.open = not plan.task.heldout[0].answer  # then there is nothing but a judge to go by
+        self.groups = ["reward"] if self.open else self.groups
         self.forecast, self.paced, self.validates = Forecast(plan.work), False, plan.config.validation > 0
         self.checks_steps = ask(plan.task, "check_steps", plan.task.train[0], "") is not None
         accuracy = "".join(f" {clip(g, 7):>7}" for g in self.groups) + (f" {'valid.':>7}" if self.validates else "")
         width = 8 * (len(self.groups) + self.validates)
-        held = "held-out accuracy, %" if width >= 20 else "right, %"
+        held = "held out" if self.open else "held-out accuracy, %" if width >= 20 else "right, %"
         print(f"{'':4}{held:{width}} | {'examples from':20} | {'wrong':>9} | dropped problems")
-        reasons = " ".join(f"{v:>8}" for v in VERDICTS if v != "right")
+        reasons = " ".join(f"{v:>8}" for v in VERDICTS if v != "right" and (v != "open" or self.open))
         print(f"{'it':>2}  {accuracy} | {'kept':>5} {'rationalized':>14} | {'steps':>9} | {reasons} | "
               f"{'tok/s':>7} | {'s':>6} | {'left':>7}", flush=True)
 
@@ -40,13 +42,18 @@ class Progress:
             self.pace(run)
             self.close()
             unit = "step" if event.name == "train" else "problem"
-            self.bar = tqdm(total=event.total, desc=f"{event.iteration}: {event.name}", unit=unit, leave=False)
+            who = "" if event.source == STUDENT else f" ({clip(event.source, 24)})"
+            self.bar = tqdm(total=event.total, desc=f"{event.iteration}: {event.name}{who}", unit=unit, leave=False)
         elif isinstance(event, Chunk):
             self.seen += [g for g in event.generations if g.phase in ("generate", "rationalize")]
             self.pace(run)
+        elif isinstance(event, Scored):
+            known = {g.key: g for g in event.generations}
+            self.seen = [known.get(g.key, g) for g in self.seen]
         elif isinstance(event, Finished):
             self.close()
             self.row(event.metrics, run.timings)
+            print("".join(f"      {line}\n" for line in [*sources(event.metrics), *agreement(event.metrics)]), end="")
             if "kept" in event.metrics and self.show_most:
                 print("\n".join([*keep_rate(event.metrics), *examples(self.seen, self.show_most), ""]), flush=True)
             self.seen = []
@@ -63,9 +70,11 @@ class Progress:
 
     def row(self, m: dict, timings: dict | None) -> None:
         """The line of an iteration."""
-        cells = [m.get("accuracy", {}).get(g) for g in self.groups]
+        cells = [m.get("reward", {}).get("mean")] if self.open else [m.get("accuracy", {}).get(g) for g in self.groups]
         cells += [m.get("validation", {}).get("mean")] if self.validates else []
-        line = f"{m['iteration']:>2}  " + "".join(f" {'':>7}" if c is None else f" {100 * c:7.1f}" for c in cells)
+        unit, digits = (1, 3) if self.open else (100, 1)
+        shown = ("" if c is None else f"{unit * c:.{digits}f}" for c in cells)
+        line = f"{m['iteration']:>2}  " + "".join(f" {cell:>7}" for cell in shown)
         if "kept" in m:
             wrong = f"{m['kept_wrong_steps']} + {m['rationalized_wrong_steps']}" if self.checks_steps else "unchecked"
             line += f" | {m['kept']:5} {m['rationalized']:14} | {wrong:>9} | "
@@ -86,12 +95,40 @@ class Progress:
             self.bar.close()
 
 
+def sources(m: dict) -> list[str]:
+    """A line a source: how many of its answers were right, and how many of those are trained on."""
+    said = m.get("sources", {})
+    width = max((len(clip(name, 24)) for name in said), default=0)
+    return [f"{clip(name, 24):{width}}  {s['tried']:6} tried {s['right']:6} right {s['kept']:6} kept "
+            f"{s['chosen']:6} chosen" + (f", mean reward {s['reward']:.2f}" if s["reward"] is not None else "")
+            for name, s in said.items()]
+
+
+def agreement(m: dict) -> list[str]:
+    """How far the judge can be trusted: its agreement with the verifier, by the total and by each attribute."""
+    judge = m.get("judge")
+    if judge is None or not m.get("accuracy"):
+        return []
+    more = f"; {judge['unscored']} without a score" if judge["unscored"] else ""
+    if not judge["auc"]:
+        return [f"judge and verifier cannot be compared: no problem has both right and wrong answers{more}"]
+    auc = dict(judge["auc"])
+    value, low, high = auc.pop("reward")
+    parts = ", ".join(f"{clip(name, 16)} {a:.2f}" for name, (a, *_) in auc.items()) if len(auc) > 1 else ""
+    return [f"judge and verifier agree with AUC {value:.2f} ({low:.2f}-{high:.2f}) in the {judge['problems']} problems "
+            f"with right and wrong answers; ties {judge['ties']:.0%}{more}" + (f" [{parts}]" if parts else "")]
+
+
 def keep_rate(m: dict) -> list[str]:
     """How much there was to learn from."""
-    cut = m["truncated"] / m["tries"]
+    cut = m["truncated"] / max(m["tries"], 1)
+    if m["dropped"].get("open"):
+        return [f"      {m['examples']} answers to {m['problems']} problems are trained on; tries: {m['mean_tokens']} "
+                f"tokens, {cut:.1%} cut off"]
+    tries = f"; tries without a hint: {m['mean_tokens']} tokens, {cut:.1%} cut off" if m["tries"] else ""
     return [f"      {m['solved']} of {m['problems']} problems solved ({m['solved'] / m['problems']:.1%}), "
-            f"{m['rationalized_problems']} of them only with the hint; {m['distinct']} different rationales to keep; "
-            f"tries without a hint: {m['mean_tokens']} tokens, {cut:.1%} cut off"]
+            f"{m['rationalized_problems']} of them only with the hint; {m['distinct']} different rationales to keep"
+            f"{tries}"]
 
 
 def examples(seen: list[Generation], most: int) -> list[str]:
@@ -104,8 +141,16 @@ def examples(seen: list[Generation], most: int) -> list[str]:
     order = sorted(kinds, key=lambda k: (k != "kept", k != "rationalized", -len(kinds[k])))
     from_middle = {kind: found[len(found) // 2 :] + found[: len(found) // 2] for kind, found in kinds.items()}
     picked = [(kind, from_middle[kind][i]) for i in range(most) for kind in order if i < len(from_middle[kind])]
-    return [f"      {kind:16} {clip(g.problem, 60)}: {clip(' / '.join(g.text.strip().split(chr(10))), 120)}"
+    return [f"      {kind:16} {clip(g.problem, 60)}{whose(g)}: "
+            f"{clip(' / '.join(g.text.strip().split(chr(10))), 120)}"
             for kind, g in picked[:most]]
+
+
+def whose(g: Generation) -> str:
+    """Who wrote it, if not the student, and its reward, if it has one."""
+    parts = [] if g.source == STUDENT else [clip(g.source, 24)]
+    parts += [] if g.reward is None else [f"reward {g.reward:.2f}"]
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def weak(metrics: dict, task: Task) -> str:
@@ -123,6 +168,10 @@ def summary(run: Run, price: float | None) -> list[str]:
     metrics, timings = run.metrics(), read_lines(run.folder / "timings.jsonl")
     lines, best = [], metrics[-1].get("best", metrics[-1]["iteration"])
     chosen = next(m for m in metrics if m["iteration"] == best)
+    if "reward" in chosen:
+        why = "best on validation" if "best" in chosen else "the last"
+        lines.append(f"result  iteration {best} ({why}): mean reward {chosen['reward']['mean']:.3f} of held-out "
+                     f"answers; the base {metrics[0]['reward']['mean']:.3f}")
     if "accuracy" in chosen:
         low, high = chosen["interval"]["mean"]
         why = "best on validation" if "best" in chosen else "the last"

@@ -16,15 +16,17 @@ class Work:
     steps: list[int]
 
     @classmethod
-    def of(cls, config: StarConfig, n_train: int, n_heldout: int, generates: bool = True) -> "Work":
-        """generates: False where training text is not sampled but given (star/experiments/baseline)."""
+    def of(cls, config: StarConfig, n_train: int, n_heldout: int, generates: bool = True,
+           others: tuple[int, int] = (0, 0)) -> "Work":
+        """generates: False where training text is not sampled but given (star/experiments/baseline). others: answers to
+        a problem that other models sample, and that a file holds at most."""
         validation = min(config.validation, n_train)
         n_train, heldout = n_train - validation, min(config.heldout_problems or n_heldout, n_heldout)
         problems, tries, kept = min(config.problems, n_train), 0, 1
         if generates:
             hints = config.sampling("rationalize")[0] if config.rationalize else 0
-            tries = problems * (config.samples + hints)
-            kept = most_tries(config)  # of a problem: it is either solved, or rationalized
+            tries = problems * (config.samples + hints + others[0])
+            kept = max(1, most_tries(config) + sum(others))  # of a problem: it is either solved, or rationalized
         measured = validation + heldout * (1 + config.eval_samples)
         steps = [0]
         for n in range(1, config.iterations + 1):

@@ -16,7 +16,7 @@ from star.problem import Problem, Shot
 from star.tasks import records, verifier
 from star.tasks.questions import LETTERS, Questions
 
-GRADES = ("number", "choice", "text")
+GRADES = ("number", "choice", "text", "none")
 PARTS = ("question", "answer", "choices", "rationale", "group")  # that Fields names
 EXAMPLES = Path(__file__).with_name("examples")  # of the tasks that bring their few-shot examples along
 
@@ -70,7 +70,7 @@ def read(path: str | Path, names: Fields, grade: str, stem: str) -> tuple[list[P
     problems, gold = [], {}
     for i, record in enumerate(lines, 1):
         question = names.text(record, "question")
-        answer, choices = (parse_letter(record, names) if grade == "choice" else
+        answer, choices = (("", ()) if grade == "none" else parse_letter(record, names) if grade == "choice" else
                            (parse_answer(record, names, grade), ()))
         group = names.text(record, "group") if names.group is not None else ""
         problems.append(Problem(f"{stem}-{i}", question, answer, group, choices))
@@ -145,26 +145,27 @@ def parse_rationale(record: records.Record, names: Fields) -> str:
     return rationale
 
 
-def read_shots(path: str | Path, choices: bool = False) -> list[Shot]:
+def read_shots(path: str | Path, choices: bool = False, answers: bool = True) -> list[Shot]:
     """Worked examples {question, rationale, answer}, and choices where the task has them. ValueError names the line."""
-    names = Fields(choices="choices", rationale="rationale", advice="a few-shot example has question, rationale and "
-                   f"answer{', and choices' if choices else ''}")
+    names = Fields(choices="choices", rationale="rationale", advice="a few-shot example has question"
+                   f"{', rationale and answer' if answers else ' and rationale'}{', and choices' * choices}")
     shots = []
     for i, record in enumerate(records.read_records(path), 1):
-        question, rationale, answer = (names.text(record, part) for part in ("question", "rationale", "answer"))
+        question, rationale = (names.text(record, part) for part in ("question", "rationale"))
+        answer = names.text(record, "answer") if answers else ""
         answer, listed = parse_letter(record, names) if choices else (answer, ())
         shots.append(Shot(Problem(f"example-{i}", question, answer, choices=listed), rationale))
     return shots
 
 
 def examples(few_shot: Path | None, zero_shot: bool, shots: int | None, choices: bool = False,
-             built_in: Path | None = None, usual: int | None = None) -> list[Shot]:
+             built_in: Path | None = None, usual: int | None = None, answers: bool = True) -> list[Shot]:
     """The examples to show: the user's, or those built in (the first `usual` of them); `shots` of them; or none."""
     if zero_shot:
         if few_shot or shots is not None:
             raise ValueError("--zero-shot shows no examples: leave out --few-shot and --shots")
         return []
-    have = read_shots(few_shot or built_in, choices)
+    have = read_shots(few_shot or built_in, choices, answers)
     if shots is None:
         return have if few_shot else have[:usual]
     if not 1 <= shots <= len(have):
@@ -181,7 +182,7 @@ def load(data: Path, few_shot: Path | None = None, zero_shot: bool = False, shot
     few_shot: file of worked examples {question, rationale, answer}
     zero_shot: no examples, an instruction instead
     shots: how many of the examples are shown (default: all)
-    grade: answers are compared as number, choice or text (default: as all of them can be read)
+    grade: answers are compared as number, choice or text, or there are none (default: as all of them can be read)
     fields: names in your file, as question=Body+Question,answer=Answer,choices=options,rationale=solution,group=Type;
         + joins several, dots look inside objects (default: question and answer)
     heldout: file of held-out problems (default: a part of --data)
@@ -198,7 +199,7 @@ def load(data: Path, few_shot: Path | None = None, zero_shot: bool = False, shot
     if grade not in ("auto", *GRADES):
         raise ValueError(f"--grade is {grade!r}; it must be one of {', '.join(GRADES)}")
     names, stem = parse_fields(fields), Path(data).stem
-    shown = examples(few_shot, zero_shot, shots, names.choices is not None)
+    shown = examples(few_shot, zero_shot, shots, names.choices is not None, answers=grade != "none")
     train, gold, found = read(data, names, grade, stem)
     if heldout:
         other = Path(heldout).stem

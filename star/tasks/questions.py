@@ -112,6 +112,24 @@ class Choice(Number):
         return fmean(1 / max(len(p.choices), 1) for p in problems) if problems else 0.0
 
 
+class Nothing(Number):
+    """There are no answers: what is said can only be rated (train.py --select reward)."""
+
+    compares, form, hint_mark = "with nothing, for there are no answers", "", ""
+
+    def extract(self, text: str) -> str | None:
+        return None
+
+    def stated(self, answer: str) -> str:
+        return ""
+
+    def with_hint(self, problem: Problem) -> str:
+        return listed(problem)
+
+    def right(self, problem: Problem, text: str) -> bool:
+        return True  # as a few-shot example is; what a model says has the verdict "open" before this is asked
+
+
 def listed(problem: Problem, marked: str = "") -> str:
     """A question and its choices, a line each; the one with the letter `marked` is marked as correct."""
     lines = [f"({letter}) {text}" + " (CORRECT)" * (letter == marked)
@@ -122,7 +140,8 @@ def listed(problem: Problem, marked: str = "") -> str:
 class Questions(Task):
     """Questions with short answers, behind worked examples or, zero-shot, an instruction.
 
-    grade: "number" | "choice" | "text". An answer is a number in the verifier's spelling, a letter, or words.
+    grade: "number" | "choice" | "text" | "none". An answer is a number in the verifier's spelling, a letter, or words;
+    "" where there are none.
     Raises ValueError for a few-shot example that is held out, or that does not arrive at its answer.
     """
 
@@ -133,7 +152,7 @@ class Questions(Task):
                  gold: dict[str, str] | None = None):
         everything = [*train, *heldout]
         letters = LETTERS[: max((len(p.choices) for p in everything), default=0)]
-        self.grader = {"number": Number, "choice": lambda: Choice(letters), "text": Words}[grade]()
+        self.grader = {"number": Number, "choice": lambda: Choice(letters), "text": Words, "none": Nothing}[grade]()
         self.shots, self.heldout, self.rationales = list(shots), heldout, gold or {}
         self.train, self.notes = records.disjoint(train, heldout, self.shots)
         self.compares, self.hint_mark = self.grader.compares, self.grader.hint_mark
@@ -150,7 +169,7 @@ class Questions(Task):
         if not self.grader.right(shot.problem, text):
             raise ValueError(f"{name} ends in {text[-60:]!r}, which does not arrive at its answer {answer!r}, compared "
                              f"{self.compares}: correct one of them")
-        if self.hinted(shot.problem) == self.question(shot.problem):
+        if self.hint_mark and self.hinted(shot.problem) == self.question(shot.problem):
             raise ValueError(f"{name} has no choice {self.grader.stated(answer)} to mark as right")
 
     def question(self, problem: Problem) -> str:
@@ -162,9 +181,9 @@ class Questions(Task):
     def _prompt(self, asked: str) -> str:
         """The instruction stands in the place of examples, where there are none."""
         form, how = self.grader.form, ""
-        if not self.shots:
+        if not self.shots and form:
             how = f"\nReason step by step, and end with: The answer is (...), {form}."
-        if not self.shots and self.direct:
+        if not self.shots and form and self.direct:
             how = f"\nGive {form} alone: The answer is (...)."
         return f"Q: {asked}{how}\nA:"
 
@@ -208,7 +227,7 @@ class Questions(Task):
         return f" {rationale}" if states and not self.direct else self._closed(rationale, shot.problem.answer)
 
     def ending(self, answer: str) -> str:
-        return f" The answer is {self.grader.stated(answer).rstrip('.')}."
+        return f" The answer is {self.grader.stated(answer).rstrip('.')}." if self.grader.form else ""
 
     def _closed(self, rationale: str, answer: str) -> str:
         """A rationale that ends with "The answer is 72."; without reasoning that sentence alone."""

@@ -7,7 +7,7 @@ import json
 import math
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +54,34 @@ def read_records(path: str | Path) -> list[Record]:
     return records
 
 
-def _lines(path: Path, text: str) -> list[Record]:
-    records = []
-    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: U+2028 may stand in a JSON string
+def each(path: str | Path) -> Iterator[tuple[str, Any]]:
+    """(where, value) of each line of a .jsonl file; a ValueError in place of what cannot be read. For files of which
+    some lines may be left out; a .json file is read as a whole. FileNotFoundError."""
+    path = Path(path)
+    if path.suffix.lower() == ".json" or not path.is_file():
+        yield from read_records(path)
+        return
+    for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         if line.strip():
+            where = f"{path}, line {number}"
             try:
-                records.append((f"{path}, line {number}", json.loads(line)))
-            except (ValueError, RecursionError) as e:
-                raise ValueError(f"{path}, line {number} is not JSON ({_why(e)}): {line.strip()[:60]!r}") from None
-    return records
+                yield where, _parsed(where, line.decode())
+            except UnicodeDecodeError:
+                yield where, ValueError(f"{where} is not UTF-8 text: save the file as UTF-8")
+            except ValueError as e:
+                yield where, e
+
+
+def _lines(path: Path, text: str) -> list[Record]:
+    lines = enumerate(text.split("\n"), 1)  # not splitlines: U+2028 may stand in a JSON string
+    return [(f"{path}, line {n}", _parsed(f"{path}, line {n}", line)) for n, line in lines if line.strip()]
+
+
+def _parsed(where: str, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"{where} is not JSON ({_why(e)}): {line.strip()[:60]!r}") from None
 
 
 def _whole(path: Path, text: str) -> list[Record]:

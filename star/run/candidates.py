@@ -1,0 +1,130 @@
+"""Answers that were written elsewhere, as JSON Lines: --candidates.
+
+    {"problem": "train-17", "text": "It is ...", "source": "claude"}
+
+`source` may be left out: it is the file's name then. `scores` of a judge elsewhere may stand beside it, as
+{"helpfulness": 3.1, ...}. A line that holds the `prompt` it answers is compared with the task's. Nothing here samples.
+"""
+
+import json
+import math
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from star import prompts
+from star.pool import clean, fitted
+from star.problem import STUDENT, Candidate, Problem
+from star.reward import ATTRIBUTES, choose_weights
+from star.tasks import Task, records
+from star.tasks.records import Record, named
+
+
+@dataclass
+class Reader:
+    """Reads answers to the training problems of a task. taken: names that generators have.
+
+    scores: are those in the file used? weights: what their attributes count, as --reward-weights says it.
+    """
+
+    task: Task
+    tokenizer: object
+    taken: Collection[str] = ()
+    skip_bad: bool = False
+    scores: bool = True
+    weights: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self):
+        self.by_id = {p.id: p for p in self.task.train}
+        self.heldout = {p.id for p in self.task.heldout}
+        self.labels: tuple[str, list[str]] | None = None  # where scores stood first, and their names
+        self.seen: dict[tuple[str, str, str], str] = {}  # (problem, source, text) -> where it stands
+
+    def read(self, path: str | Path) -> list[Candidate]:
+        """The answers of a file. FileNotFoundError, or ValueError that names the first line that cannot be used and how
+        many there are; with skip_bad they are left out, and counted in `notes`."""
+        path, found, bad = Path(path), [], []
+        for where, record in records.each(path):
+            try:
+                if isinstance(record, ValueError):
+                    raise record
+                found.append(self.candidate((where, record), path.stem))
+            except ValueError as e:
+                bad.append(str(e))
+        more = f" (and {len(bad) - 1} more lines cannot be used)" if len(bad) > 1 else ""
+        if bad and not self.skip_bad:
+            raise ValueError(f"{bad[0]}{more}; correct them, or leave such lines out by --skip-bad")
+        if not found:
+            raise ValueError(f"{bad[0]}{more}: nothing is left of the file" if bad else
+                             f"{path} is empty: it needs answers {{problem, text, source}}, one a line")
+        sources = ", ".join(dict.fromkeys(c.source for c in found))
+        self.notes.append(f"{path.name}: {len(found)} answers to {len({c.problem for c in found})} problems, from "
+                          f"{sources}")
+        if bad:
+            self.notes.append(f"{path.name}: {len(bad)} lines are left out, such as {bad[0]}")
+        return found
+
+    def candidate(self, record: Record, stem: str) -> Candidate:
+        """One line. ValueError says what is wrong with it."""
+        where, values = record
+        if not isinstance(values, dict):
+            raise ValueError(f"{where}: a JSON object is needed, this is {json.dumps(values)[:60]}")
+        problem, text = (records.text(record, name, "an answer has problem, text and source")
+                         for name in ("problem", "text"))
+        source = records.text(record, "source", "") if "source" in values else stem
+        asked = self.by_id.get(problem)
+        if asked is None:
+            why = ("is held out: what is learned from must not be measured on" if problem in self.heldout else
+                   f"is none of the {len(self.by_id)} training problems ({named(list(self.by_id))})")
+            raise ValueError(f"{where}: problem {problem!r} {why}; sample.py --questions writes those that there are")
+        if source == STUDENT or source in self.taken:
+            raise ValueError(f"{where}: source {source!r} is the name of "
+                             f"{'the model that is trained' if source == STUDENT else 'a generator'}: give another")
+        self.check_prompt(where, values, asked)
+        text = clean(text)
+        first = self.seen.setdefault((problem, source, text), where)
+        if first != where:
+            raise ValueError(f"{where} repeats {first.rpartition(', ')[2]}: the same answer of {source} to {problem!r}")
+        self.check_text(where, asked, text)
+        scores = self.read_scores(where, values["scores"]) if values.get("scores") is not None else None
+        return Candidate(problem, source, text, scores, self.total(scores))
+
+    def check_prompt(self, where: str, values: dict, asked: Problem) -> None:
+        """ValueError if the line answers another question: ids count the lines of a file that may have changed."""
+        prompt = values.get("prompt")
+        if prompt is not None and (not isinstance(prompt, str) or self.task.question(asked).strip() not in prompt):
+            raise ValueError(f"{where}: its prompt does not ask what problem {asked.id!r} asks now "
+                             f"({asked.question[:60]!r}): the answers belong to other data")
+
+    def check_text(self, where: str, asked: Problem, text: str) -> None:
+        if not text:
+            raise ValueError(f"{where}: nothing is left of the text without its markup")
+        chat = getattr(self.tokenizer, "chat", None) is not None
+        written = fitted(self.task, asked, text, chat)
+        ids = prompts.continued(self.task, asked, self.tokenizer, written) if self.tokenizer.unk_id is not None else []
+        if (odd := prompts.unknown(self.tokenizer, written, ids)) is not None:
+            raise ValueError(f"{where}: the student's tokenizer has no token for {odd!r}: it could never write that")
+
+    def read_scores(self, where: str, given: object) -> dict[str, float] | None:
+        """{label: score}; a list is of HelpSteer's five attributes, a number is a total. None if they are not used."""
+        if isinstance(given, int | float) and not isinstance(given, bool):
+            given = {"reward": given}
+        if isinstance(given, list) and len(given) == len(ATTRIBUTES):
+            given = dict(zip(ATTRIBUTES, given, strict=True))
+        sound = isinstance(given, dict) and given and all(
+            type(v) in (int, float) and math.isfinite(v) for v in given.values())
+        if not sound:
+            raise ValueError(f"{where}: scores is {json.dumps(given)[:60]}; it must be {{attribute: number}}, the five "
+                             "numbers of HelpSteer's attributes, or one number, all finite")
+        first, labels = self.labels = self.labels or (where, list(given))
+        if set(labels) != set(given):
+            raise ValueError(f"{where} has scores for {', '.join(given)}, but {first} for {', '.join(labels)}: answers "
+                             "can only be compared by the same judge's")
+        return {label: float(given[label]) for label in labels} if self.scores else None
+
+    def total(self, scores: dict[str, float] | None) -> float | None:
+        if scores is None:
+            return None
+        weights = choose_weights(list(scores), self.weights)
+        return round(sum(w * s for w, s in zip(weights, scores.values(), strict=True)), 6)

@@ -1,0 +1,80 @@
+"""What is sent to other models, and what the student samples for others to use: files of `sample.py`.
+
+    --questions FILE   {"problem": "train-17", "prompt": "Q: ..."}                    for a model that lives elsewhere
+    --rollouts FILE    {"problem": "train-17", "text": "...", "source": "run-iter-003"}   for `train.py --candidates`
+
+So the two halves of the loop can run apart, on different days or machines. Reading is star/run/candidates.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import checkpoints
+from star.config import DEFAULTS, StarConfig
+from star.draws import seed_of
+from star.problem import Problem
+from star.rollout import Rollout
+from star.run.plan import build, make_plan
+from star.select import choose_problems
+from star.tasks import Task, load_task
+
+SHOWN = 3  # worked solutions in a question, where the task shows no examples but knows solutions
+OTHERS = ("generators", "candidates", "skip_bad", "reward", "reward_by", "reward_weights", "reward_format",
+          "reward_threshold", "select", "hint_samples", "max_per_problem", "wanted")  # not for the student alone
+
+
+def drawn(task: Task, limit: int | None, seed: int, iteration: int) -> Sequence[Problem]:
+    """All training problems, or the first of those that a run with this seed draws in an iteration."""
+    return task.train if limit is None else choose_problems(task.train, limit, seed_of(seed, iteration, "draw"))
+
+
+def write_questions(path: Path, config: StarConfig, options: dict, limit: int | None, seed: int) -> str:
+    """Write what to ask another model; a line that says what to do with it."""
+    task = load_task(config.task, **options)
+    count = write(path, questions(task, drawn(task, limit, seed, 1)))
+    return (f"{path}: {count} questions of task {config.task}; put the answers into a file of lines "
+            '{"problem": ..., "text": ..., "source": ...} for train.py --candidates')
+
+
+def questions(task: Task, problems: Sequence[Problem]) -> Iterator[dict]:
+    """A record a problem: examples in front where the task shows some, or solutions it knows."""
+    shots = [p for p in task.train if task.gold(p) is not None][:SHOWN] if not task.prefix else []
+    worked = "".join(task.question(p) + (task.gold(p) or "") + task.between for p in shots)
+    for p in problems:
+        yield {"problem": p.id, "prompt": (task.few_shot(p) or worked) + task.question(p)}
+
+
+def write_rollouts(path: Path, config: StarConfig, options: dict, limit: int | None, iteration: int,
+                   adapter: Path | None) -> str:
+    """Sample as the run's next iteration would, and write it down; a line that says how much was right.
+
+    config: with the samples, temperature and seed to draw by. What was cut off at the length cap is left out.
+    """
+    config = replace(config, rationalize=False, **{name: DEFAULTS[name] for name in OTHERS})
+    plan = make_plan(config, options)
+    if path.exists():
+        raise FileExistsError(f"{path} exists: give the name of a new file")
+    sampler = build(plan)
+    if adapter is not None:
+        checkpoints.load_adapter(sampler.model, adapter)
+    problems = drawn(plan.task, limit, config.seed, iteration + 1)
+    made = Rollout(sampler, plan.tokenizer, plan.task, config).complete(iteration + 1, "generate", problems)
+    source = plan.model.source.path.name if adapter is None else f"{adapter.parents[1].name}-{adapter.name}"
+    whole = {(g.problem, g.text.strip()): g for g in made if g.finish == "stop"}  # of equal texts one
+    write(path, ({"problem": g.problem, "text": g.text.strip(), "source": source, "verdict": g.verdict}
+                 for g in whole.values()))
+    cut, right = (sum(part) for part in zip(*((g.finish != "stop", g.kept) for g in made), strict=True))
+    return (f"{path}: {len(whole)} different answers to {len(problems)} problems; of {len(made)} tries {right} are "
+            f"right, {cut} were cut off and are left out. Train on them: train.py --samples 0 --candidates {path}")
+
+
+def write(path: Path, lines: Iterable[dict]) -> int:
+    """Lines of a new file; how many. FileExistsError for one that is there: it may hold somebody's answers."""
+    if path.exists():
+        raise FileExistsError(f"{path} exists: give the name of a new file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = [json.dumps(line, ensure_ascii=False) for line in lines]
+    path.write_text("".join(line + "\n" for line in text), encoding="utf-8")
+    return len(text)

@@ -1,0 +1,181 @@
+"""The other models, answers and judge of a run: refused here if they cannot serve, loaded when the pool needs them.
+
+    --generators, --candidates, --reward  ->  Others: a pool (star/pool), what to say of it, what memory it takes
+
+It sees outlines, tokenizers and files, and loads no weights until the pool asks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import checkpoints
+from checkpoints.chat import has_chat
+from star import prompts
+from star.config import StarConfig
+from star.decoder import Decoder
+from star.device import choose_dtype
+from star.pool import Model, Pool
+from star.problem import STUDENT, Candidate, Problem
+from star.reward import Judge, Likelihood, RewardModel, choose_weights
+from star.run.candidates import Reader
+from star.run.memory import memory
+from star.run.models import JOIN, load_base, load_tokenizer, measure_prompts, outline, room
+from star.sampler import Sampler
+from star.tasks import Task
+from star.tasks.records import named
+
+MARKERS = 256  # bytes that a judge's format puts around question and answer, at most
+
+
+@dataclass(frozen=True)
+class Others:
+    """Who answers and who judges beside the student. bytes: of the largest of them, at work."""
+
+    pool: Pool
+    said: list[str]
+    notes: list[str]
+    bytes: int = 0
+
+
+def plan_others(config: StarConfig, task: Task, tokenizer, student: Decoder, max_new: int, device: torch.device
+                ) -> Others:
+    """Raises ValueError or FileNotFoundError for what cannot serve: which folder, file or line, and why."""
+    folders = folders_of(config.generators)
+    names = [folder.name for folder in folders]
+    if len(set(names)) < len(names) or STUDENT in names:
+        raise ValueError(f"--generators has folders named {', '.join(names)}: each must have a name of its own, and "
+                         f"{STUDENT!r} is that of the model which is trained")
+    said, notes, models, most = [], [], [], 0
+    for folder in folders:
+        model, line, need = plan_model(folder, config, task, max_new, device)
+        models.append(model)
+        said.append(f"pool    {model.name}: {line}")
+        most = max(most, need)
+        if model.left_out:
+            notes.append(f"{len(model.left_out)} problems do not fit into the context of {model.name}: "
+                         f"{named(sorted(model.left_out))}")
+    reader = Reader(task, tokenizer, names, config.skip_bad, not config.reward, config.reward_weights)
+    candidates = [c for file in folders_of(config.candidates) for c in reader.read(file)]
+    said += [f"pool    {note}" for note in reader.notes]
+    if reader.labels and config.reward:
+        notes.append(f"the scores in --candidates are not used: {Path(config.reward).name} scores all answers")
+    rewarded(config, candidates)
+    judge = None
+    if config.reward:
+        judge = plan_judge(Path(config.reward), config, device)
+        said.append(f"judge   {described(judge)}")
+        notes += [*fits(judge, task), *kinship(judge, student)]
+        most = max(most, sum(t.nbytes for _, t in judge.scorer.model.tensors()))
+    pool = Pool(models, candidates, (lambda: loaded(judge, config, device)) if judge else None)
+    return Others(pool, said, notes, most)
+
+
+def folders_of(paths: str | None) -> list[Path]:
+    """Of "a,b" the paths a and b."""
+    return [Path(part.strip()) for part in (paths or "").split(",") if part.strip()]
+
+
+def rewarded(config: StarConfig, candidates: Sequence[Candidate]) -> None:
+    """ValueError where answers are to be chosen by a reward that nobody gives."""
+    if config.ranks and not config.reward and not any(c.reward is not None for c in candidates):
+        raise ValueError(f"--select {config.select} chooses by reward, but no line of --candidates has scores: name a "
+                         "reward model by --reward")
+
+
+def plan_model(folder: Path, config: StarConfig, task: Task, max_new: int, device: torch.device
+               ) -> tuple[Model, str, int]:
+    """(another model, what it is, the bytes that it needs at work)."""
+    model, tokenizer = outline(folder, config, device), load_tokenizer(folder, config.chat)
+    if not tokenizer.eos_ids:
+        raise ValueError(f"{folder} names no end-of-sequence token: config.json needs eos_token_id")
+    try:
+        lengths, left_out = measure_prompts(task, tokenizer, max_new, model.config.max_pos)
+    except ValueError as e:
+        raise ValueError(f"generator {folder.name}: {e}") from None
+    max_len = lengths.question + max_new + JOIN * (lengths.examples > 0)
+    Sampler(model, 1, max_len, tokenizer)  # does the tokenizer fit the model?
+    rows = min(config.problems, len(task.train)) * max(config.samples, 1)
+    need = memory(model, config, lengths, max_new, rows, device)
+
+    def opened() -> tuple[Sampler, object]:
+        return Sampler(load_base(outline(folder, config, device), device), config.slots, max_len, tokenizer), tokenizer
+
+    return Model(folder.name, opened, frozenset(left_out)), checkpoints.describe(model), need.weights + need.sampling
+
+
+def plan_judge(folder: Path, config: StarConfig, device: torch.device) -> Judge:
+    """The judge around an outline: it encodes, but cannot score yet."""
+    if config.reward_by == "likelihood":
+        scorer, own = Likelihood(outline(folder, config, device)), None
+    else:
+        scorer = checkpoints.outline_reward_model(folder, None if config.dtype == "auto" else config.dtype)
+        if config.dtype == "auto":
+            scorer.model.to(choose_dtype(device, scorer.model.dtype))
+        own = scorer.format or ("steerlm" if len(scorer.labels) == 9 else None)
+    form = config.reward_format
+    if form == "auto":
+        form = own or ("chat" if has_chat(folder) else "plain")
+    weights = choose_weights(scorer.labels, config.reward_weights, getattr(scorer, "weights", None))
+    return Judge(folder.name, scorer, load_tokenizer(folder, form == "chat"), form, weights)
+
+
+def loaded(judge: Judge, config: StarConfig, device: torch.device) -> Judge:
+    """The same judge with its weights."""
+    fresh = plan_judge(judge.scorer.model.source.path, config, device)
+    room(fresh.scorer.model, device)
+    if isinstance(fresh.scorer, RewardModel):
+        checkpoints.fill_reward_model(fresh.scorer, device)
+    else:
+        checkpoints.fill(fresh.scorer.model, device)
+    return fresh
+
+
+def described(judge: Judge) -> str:
+    """For people: what it is, how it is asked, what its attributes count."""
+    total = " ".join(f"{w:+g} {label}" for w, label in zip(judge.weights, judge.labels, strict=True) if w)
+    how = {"plain": "asked as the task asks", "chat": "asked in its chat template", "steerlm": "asked with SteerLM's "
+           "markers"}[judge.format]
+    return f"{judge.name}: {checkpoints.describe(judge.scorer.model)}; {how}; reward = {total}"
+
+
+def asked(judge: Judge, task: Task, problem: Problem) -> str:
+    return task.question(problem) if judge.format == "plain" else task.turn(problem)
+
+
+def fits(judge: Judge, task: Task) -> list[str]:
+    """Notes on questions that leave no room for an answer. ValueError if none does, or the judge cannot read one."""
+    most = judge.scorer.max_pos
+    long = []
+    for p in task.train:
+        text = asked(judge, task, p)
+        # a token is a byte at least: most questions need not be encoded
+        if len(text.encode()) + MARKERS >= most and len(ids(judge, text)) >= most:
+            long.append(p.id)
+    ids(judge, asked(judge, task, task.train[0]))  # has its tokenizer all characters?
+    if len(long) == len(task.train):
+        raise ValueError(f"the judge {judge.name} reads {most} tokens, and every question of the task has more: take a "
+                         "judge with a longer context")
+    return [f"{len(long)} questions leave no room for an answer in the {most} tokens of {judge.name}, so their answers "
+            f"have no score: {named(long)}"] if long else []
+
+
+def ids(judge: Judge, question: str) -> Sequence[int]:
+    """A question as the judge reads it, with next to no answer. ValueError for a character that it has no token for."""
+    row = judge.encode(question, question[-1:])
+    row = getattr(row, "tokens", row)
+    if (odd := prompts.unknown(judge.tokenizer, question, row)) is not None:
+        raise ValueError(f"the judge {judge.name} has no token for {odd!r}, which stands in {question[:60]!r}: take a "
+                         "judge that reads the task's language")
+    return row
+
+
+def kinship(judge: Judge, student: Decoder) -> list[str]:
+    """A note on a judge of another lineage."""
+    mine, its = (m.source.config["model_type"] for m in (student, judge.scorer.model))
+    if mine == its:
+        return []
+    return [f"the judge is of the family {its}, the student of {mine}: choosing the best of several answers works as "
+            "well, but training on its choices is known to suffer (RewardBench 2, arXiv 2506.01937)"]
