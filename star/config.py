@@ -61,7 +61,7 @@ class StarConfig:
     select: str = setting("correct", "train on those with the right answer (the paper), with right steps too, the best "
                           "of the right ones by reward, or the best by reward alone: without answers, or blind to them",
                           SELECTIONS)
-    reward_threshold: float | None = setting(None, "least reward to train on, with --select reward or reward-blind")
+    reward_threshold: float | None = setting(None, "least reward to train on, where --select goes by reward")
     dedup: bool = setting(True, "train once on equal rationales of a problem")
     max_per_problem: int | None = setting(None, "most rationales of a problem to train on, the newest first, or by "
                                           "reward the best (default: all; by reward 1)", low=1)
@@ -224,8 +224,8 @@ CONFLICTS = (
     Conflict(("select", "reward"), lambda s, _: s.select in BY_REWARD and not s.reward and not s.candidates,
              "--select {select} chooses by reward: name a reward model by --reward, or --candidates that have scores"),
     Conflict(("reward_threshold", "select"),
-             lambda s, _: s.reward_threshold is not None and s.select not in ("reward", "reward-blind"),
-             "--reward-threshold {reward_threshold} speaks of --select reward or reward-blind, but it is {select}"),
+             lambda s, _: s.reward_threshold is not None and s.select not in BY_REWARD,
+             "--reward-threshold {reward_threshold} speaks of a --select that goes by reward, but it is {select}"),
     Conflict(("reward_by", "reward_format", "reward"),
              lambda s, stated: bool(stated & {"reward_by", "reward_format"}) and not s.reward,
              "--reward-by and --reward-format say how a reward model is asked: name one by --reward"),

@@ -195,9 +195,9 @@ def nothing_solved(n: int, tried: Sequence[Generation], retried: Sequence[Genera
     how = ", ".join(f"{count} {v}" for v, count in seen.items() if count)
     right = sum(g.kept for g in [*tried, *retried])
     if right or config.select in ("reward", "reward-blind"):
-        why = {"correct+steps": "none of these has right steps throughout", "correct+reward": "the judge rated none of "
-               "these (too long for it?)"}.get(config.select, "none ended by itself with a reward of at least "
-                                                              f"{config.reward_threshold}")
+        why = "none of these has right steps throughout" if config.select == "correct+steps" else (
+            "none of these has a reward" + ("" if config.reward_threshold is None else
+                                            f" of at least {config.reward_threshold}"))
         return (f"iteration {n}: of {len(tried) + len(retried)} answers {right} are right ({how}), but --select "
                 f"{config.select} lets none through: {why}; take another --select, or more --samples")
     hint = "" if retried else "hints (leave out --no-rationalize), "

@@ -42,10 +42,11 @@ def passes(g: Generation, config: StarConfig) -> bool:
         return g.kept
     if config.select == "correct+steps":
         return g.kept and g.steps_right is True
+    if g.reward is None or (config.reward_threshold is not None and g.reward < config.reward_threshold):
+        return False
     if config.select == "correct+reward":
-        return g.kept and g.reward is not None
-    enough = config.reward_threshold is None or (g.reward is not None and g.reward >= config.reward_threshold)
-    return g.phase == "generate" and g.finish == "stop" and g.reward is not None and enough and bool(g.tokens)
+        return g.kept
+    return g.phase == "generate" and g.finish == "stop" and bool(g.tokens)
 
 
 def select(kept: Sequence[Generation], dedup: bool, max_per_problem: int | None, by_reward: bool = False

@@ -155,7 +155,7 @@ def test_check_reads_no_weights(capsys):
 def test_a_model_goes_on_with_a_text(capsys, monkeypatch):
     assert sample.main(["--model", str(SHIPPED), "12+34\n", "--max-new-tokens", "9"]) == 0
     assert capsys.readouterr().out.endswith("12+34\n2+4+C0=06\n")
-    one_line(capsys, sample.main(["--model", str(SHIPPED), "--trace", "1+1"]), "leave out --iteration, and with --trace name a")
+    one_line(capsys, sample.main(["--model", str(SHIPPED), "--trace", "1+1"]), "with --trace name a --task")
     one_line(capsys, sample.main(["--model", str(SHIPPED), ""]), "the text has 0 tokens; it must have 1 to 511")
     assert sample.main(["12+34", "--max-new-tokens", "4"]) == 0  # with a task too
     assert "2+4+\n-> was cut off at the length cap" in capsys.readouterr().out
@@ -338,7 +338,7 @@ def test_typed_questions(capsys, monkeypatch):
         (["--keep", "some"], ["--keep", "'some'", "'all'"]),
         (["--max-new-tokens", "5000"], ["positions", "lower --max-new-tokens"]),
         (["--device", "abacus"], ["--device is 'abacus'"]),
-        (["--data", "x"], ["task arithmetic has no setting --data", "belongs to task coin_flip, commonsenseqa, gsm8k, jsonl"]),
+        (["--data", "x"], ["task arithmetic has no setting --data", "task coin_flip, commonsenseqa, gsm8k, jsonl"]),
         (["--frobnicate"], ["--frobnicate", "--help"]),
         (["--resume", "nowhere"], ["nowhere is no run"]),
     ],

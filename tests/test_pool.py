@@ -115,6 +115,8 @@ def test_the_best_right_one_is_trained_on(setup, monkeypatch, tokenizer):
     ({"select": "correct"}, {"=2", "1\n=2"}),
     ({"select": "correct+reward", "max_per_problem": 2, "samples": 2, "temperature": 1.0}, {"=2", "1\n=2"}),
     ({"select": "correct+reward"}, {"1\n=2"}),
+    ({"select": "correct+reward", "reward_threshold": 1.5, "max_per_problem": 9}, {"=2", "1\n=2"}),
+    ({"select": "correct+reward", "reward_threshold": 2.5, "max_per_problem": 9}, {"1\n=2"}),
     ({"select": "reward-blind"}, {"1234567\n=3"}),
     ({"select": "reward-blind", "reward_threshold": 4.5, "max_per_problem": 9}, {"1234567\n=3"}),
     ({"select": "reward-blind", "reward_threshold": 3.5, "max_per_problem": 9}, {"1234567\n=3", "1\n=2"}),
@@ -134,7 +136,7 @@ def test_selections(setup, monkeypatch, tokenizer, settings, kept):
 def test_what_lets_nothing_through_says_why(setup):
     judge = Numbers(lambda question, text: None)
     refused(list, star(*setup(right, select="correct+reward", reward="a"), pool=Pool(judge=lambda: judge)),
-            words=("iteration 1", "8 are right", "--select correct+reward lets none through", "too long"))
+            words=("iteration 1", "8 are right", "--select correct+reward lets none through", "has a reward"))
     judge = Numbers(lambda question, text: (1.0, 0.0))
     refused(list, star(*setup(wrong, select="reward-blind", reward="a", reward_threshold=2.0),
                        pool=Pool(judge=lambda: judge)), words=("0 are right (8 wrong)", "at least 2.0"))

@@ -1,11 +1,15 @@
 """Makes the model that ships: a decoder of half a million parameters that adds 1-2 digits and barely knows of 3-5.
 
     python -m star.experiments.tiny_adder --out runs/tiny-adder
+    python -m star.experiments.tiny_adder --second --out runs/tiny-adder-2
 
 It stands for the paper's pretrained M *with its few-shot prompts*: so small a model cannot learn from examples in its
 context, so it has seen them in pretraining. Of 3, 4 and 5 digits it sees the same few worked sums again and again: 3
 without and 100 with a hint for each length. That asymmetry makes "explain a given answer" easier than "solve", which
 is what rationalization needs. The held-out sums of star/tasks/arithmetic are never shown. A seed decides everything.
+
+--second makes another generator for a pool, of the same form and size, that fails elsewhere: it has seen fresh sums of
+1-5 digits, but only those with at most one carry, and no hints.
 """
 
 import io
@@ -55,9 +59,9 @@ def train_tokenizer(folder: Path) -> None:
     write_atomically(folder / "tokenizer.model", model.getvalue())
 
 
-def build(vocab: int, seed: int) -> Decoder:
+def build(vocab: int, seed: int, config: dict = CONFIG) -> Decoder:
     """A fresh decoder: linears N(0, 1/in), those that write into the residual stream smaller by sqrt(2 layers)."""
-    model = Decoder(decoder_config(CONFIG | {"vocab_size": vocab})[0])
+    model = Decoder(decoder_config(config | {"vocab_size": vocab})[0])
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for path, module in model.named_modules():
@@ -91,6 +95,20 @@ class Curriculum:
         return Example((*prompt, *rationale, self.tokenizer.eos_ids[0]), len(prompt))
 
 
+class FewCarries(Curriculum):
+    """Draws the second generator's examples: training sums of 1-5 digits with at most one carry, lengths alike."""
+
+    def __init__(self, task: Arithmetic, tokenizer, seed: int):
+        self.task, self.tokenizer, self.rng = task, tokenizer, random.Random(seed)
+        self.sums = [[p for p in split(n)[0] if self.carries(p) <= 1] for n in range(1, 6)]
+
+    def carries(self, problem: Problem) -> int:
+        return self.task.worked(problem).rpartition("\n")[0].count("=1")  # in the columns, not in the answer's line
+
+    def next(self) -> Example:
+        return self.example(self.rng.choice(self.rng.choice(self.sums)), hinted=False)
+
+
 def pretrain(model: Decoder, curriculum: Curriculum, steps: int) -> None:
     """All weights, AdamW, loss on the rationale and its end."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
@@ -120,26 +138,40 @@ def report(model: Decoder, tokenizer, task: Arithmetic) -> None:
             print(f"{name:18}" + "".join(f"{s:9.1f}" for s in shares))
 
 
+def begin(folder: Path):
+    """Make the folder and the tokenizer in it, which is returned. FileExistsError if something is there already."""
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} exists and is not empty: give another --out")
+    torch.set_num_threads(1)  # more threads add in another order: the same seed would give other weights
+    folder.mkdir(parents=True, exist_ok=True)
+    train_tokenizer(folder)
+    return checkpoints.load_tokenizer(folder)
+
+
+def compare(folder: Path, name: str) -> None:
+    """Say whether the weights in the folder are those that ship under this name."""
+    shipped = checkpoints.SHIPPED.with_name(name) / "model.safetensors"
+    if shipped.is_file():
+        same = shipped.read_bytes() == (folder / "model.safetensors").read_bytes()
+        print(f"{folder}: {'byte for byte the model that ships' if same else 'differs from the model that ships'}")
+
+
 @command
 def main(argv: list[str]) -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/tiny-adder"), help="folder to write, new or empty")
+    parser.add_argument("--out", type=Path, help="folder to write, new or empty [runs/tiny-adder or -2]")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--second", action="store_true", help="the second generator, of sums with at most one carry")
     args = parser.parse_args(argv)
-    if args.out.exists() and any(args.out.iterdir()):
-        raise FileExistsError(f"{args.out} exists and is not empty: give another --out")
-    torch.set_num_threads(1)  # more threads add in another order: the same seed would give other weights
-    args.out.mkdir(parents=True, exist_ok=True)
-    train_tokenizer(args.out)
-    tokenizer = checkpoints.load_tokenizer(args.out)
+    name, curriculum = ("tiny-adder-2", FewCarries) if args.second else ("tiny-adder", Curriculum)
+    out = args.out or Path("runs") / name
+    tokenizer = begin(out)
     task = Arithmetic(range(1, 6))
     model = build(tokenizer.vocab_size, args.seed)
-    pretrain(model, Curriculum(task, tokenizer, args.seed), STEPS)
-    checkpoints.save_model(model, args.out, CONFIG | {"vocab_size": tokenizer.vocab_size})
+    pretrain(model, curriculum(task, tokenizer, args.seed), STEPS)
+    checkpoints.save_model(model, out, CONFIG | {"vocab_size": tokenizer.vocab_size})
     report(model, tokenizer, task)
-    if (checkpoints.SHIPPED / "model.safetensors").is_file():
-        same = (checkpoints.SHIPPED / "model.safetensors").read_bytes() == (args.out / "model.safetensors").read_bytes()
-        print(f"{args.out}: {'byte for byte the model that ships' if same else 'differs from the model that ships'}")
+    compare(out, name)
 
 
 if __name__ == "__main__":
