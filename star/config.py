@@ -221,6 +221,9 @@ CONFLICTS = (
              lambda s, _: s.wanted is not None and bool(s.generators or s.candidates),
              "--wanted stops the student's own sampling, but --generators and --candidates answer all problems: leave "
              "one of them out"),
+    Conflict(("wanted", "select"), lambda s, _: s.wanted is not None and s.select in BY_REWARD,
+             "--wanted counts what can be trained on, but --select {select} knows it only when all are sampled: leave "
+             "one of them out"),
     Conflict(("select", "reward"), lambda s, _: s.select in BY_REWARD and not s.reward and not s.candidates,
              "--select {select} chooses by reward: name a reward model by --reward, or --candidates that have scores"),
     Conflict(("reward_threshold", "select"),

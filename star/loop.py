@@ -116,7 +116,7 @@ def unsolved(problems: Sequence[Problem], tried: Iterable[Generation]) -> list[P
 
 def until_enough(rollout: Rollout, n: int, problems: Sequence[Problem]
                  ) -> Generator[Event, None, tuple[list[Generation], list[Generation]]]:
-    """Lines 3 and 4, as many problems at a time as there are slots, until --wanted rationales are right."""
+    """Lines 3 and 4, as many problems at a time as there are slots, until --wanted rationales can be trained on."""
     config, tried, retried = rollout.config, [], []
     for start in range(0, len(problems), rollout.sampler.slots):
         part = problems[start : start + rollout.sampler.slots]
@@ -124,7 +124,7 @@ def until_enough(rollout: Rollout, n: int, problems: Sequence[Problem]
         tried += tries
         if config.rationalize:
             retried += yield from rollout.run(n, "rationalize", unsolved(part, tries))
-        if sum(g.kept for g in tried + retried) >= config.wanted:
+        if sum(passes(g, config) for g in tried + retried) >= config.wanted:
             break
     return tried, retried
 

@@ -86,6 +86,7 @@ TOGETHER = [
     ({"heldout_when": "best"}, ["--heldout-when best", "--validation is 0"]),
     ({"samples": 0}, ["--samples 0", "--generators", "--candidates"]),
     ({"wanted": 9, "candidates": "a.jsonl"}, ["--wanted", "--candidates", "leave one"]),
+    ({"wanted": 9, "select": "correct+reward", "reward": "a"}, ["--wanted", "--select correct+reward", "leave one"]),
     ({"select": "correct+reward"}, ["--select correct+reward", "--reward", "--candidates"]),
     ({"reward_threshold": 1.0}, ["--reward-threshold 1.0", "it is correct"]),
     ({"reward_by": "likelihood"}, ["--reward-by", "name one by --reward"]),

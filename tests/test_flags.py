@@ -109,7 +109,7 @@ def test_each_option_of_a_task_has_a_flag(task):
 
 def test_an_option_of_another_task_says_whose_it_is():
     refused(read, "--shots", "3", words=(
-        "task arithmetic has no setting --shots", "belongs to task columns, commonsenseqa, gsm8k, jsonl", "--help"))
+        "task arithmetic has no setting --shots", "belongs to task coin_flip, columns, commonsenseqa, gsm8k, jsonl", "--help"))
     refused(read, "--task", "gsm8k", "--fields=question=q", words=("no setting --fields; it belongs to task jsonl",))
     refused(read, "--task", "gsm8k", "--digits", "3", words=("no setting --digits", "task arithmetic, columns"))
 
@@ -276,6 +276,7 @@ def test_every_conflict_can_be_resolved_for_flags():
         ("patience", "validation"): ({"patience": 2, "validation": 9}, {"validation": 0}),
         ("heldout_when", "validation"): ({"heldout_when": "best", "validation": 9}, {"validation": 0}),
         ("wanted", "generators", "candidates"): ({"wanted": 9}, {"generators": "a"}),
+        ("wanted", "select"): ({"wanted": 9, "reward": "a"}, {"select": "correct+reward"}),
         ("reward_threshold", "select"): (
             {"reward_threshold": 1.0, "select": "reward-blind", "reward": "a"}, {"select": "correct"}),
     }
