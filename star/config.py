@@ -13,6 +13,8 @@ from typing import get_args
 
 BY_REWARD = ("correct+reward", "reward", "reward-blind")
 SELECTIONS = ("correct", "correct+steps", *BY_REWARD)
+OF_OTHERS = ("generators", "candidates", "skip_bad", "reward", "reward_by", "reward_weights", "reward_format", "select",
+             "reward_threshold")  # settings of other models and of a judge, which plain STaR does without
 
 
 def setting(default, help: str, choices: tuple[str, ...] = (), low: float | None = None, high: float | None = None):

@@ -188,6 +188,7 @@ def test_a_stopped_run_goes_on_byte_equal(straight, tmp_path, monkeypatch, capsy
     (["--learn", "gold", "--digits", "0"], "--digits is '0'"), (["--learn", "gold", "--shots", "1"], "--shots"),
     (["--learn", "gold", "--task", "jsonl", "--data", "sums.jsonl", "--zero-shot"],
      "--learn gold needs human rationales, and task jsonl has none here: name their field by --fields rationale=..."),
+    (["--learn", "gold", "--candidates", "a.jsonl"], "learns from the data alone: leave out --candidates"),
     (["--resume", "star"], "star is a run of train.py: go on with that"),
     (["--learn", "gold", "--resume", "nowhere"], "nowhere is no run"),
     (["--learn", "gold", "--resume", "run", "--lr", "1"], "--resume keeps the run's settings"),

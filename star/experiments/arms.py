@@ -14,7 +14,7 @@ are of the problems drawn. All other flags are train.py's.
 import sys
 from pathlib import Path
 
-from star.config import StarConfig
+from star.config import OF_OTHERS, StarConfig
 from star.run.flags import as_flags, command, read_flags, without
 from star.run.folder import read_lines
 from star.run.launch import BASELINE, TRAIN, finish
@@ -24,8 +24,8 @@ ARMS = {  # arm -> (the run that it is read from, is it that run's base, its nam
     "answers": ("answers", False, "fine-tuned on answers"), "gold": ("gold", False, "fine-tuned on human rationales"),
     "without": ("without", False, "STaR without rationalization"), "with": ("with", False, "STaR"),
 }
-SAMPLED = ("samples", "top_k", "top_p", "wanted", "keep", "max_per_problem", "dedup", "hint_samples",
-           "rationalize")  # settings of own rationales
+SAMPLED = ("samples", "top_k", "top_p", "wanted", "keep", "max_per_problem", "dedup", "hint_samples", "rationalize",
+           *OF_OTHERS)  # settings of rationales that were not given
 
 
 def settings(run: str, given: dict) -> dict:

@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterable
 from dataclasses import replace
 
 from star import lora, prompts
-from star.config import StarConfig
+from star.config import DEFAULTS, OF_OTHERS, StarConfig
 from star.draws import seed_of
 from star.loop import State, measure, train_adapters, trained
 from star.pool import Pool
@@ -77,6 +77,8 @@ def main(argv: list[str]) -> None:
     if run and state.done(run.config):
         raise ValueError(f"{flags.resume} has finished")
     config, options = (run.config, run.options) if run else (StarConfig(**flags.settings), flags.options)
+    if other := [f"--{name.replace('_', '-')}" for name in OF_OTHERS if getattr(config, name) != DEFAULTS[name]]:
+        raise ValueError(f"a baseline learns from the data alone: leave out {', '.join(other)}")
     config = replace(config, iterations=min(config.iterations, 1))
     plan = make_plan(config, options, lambda task: as_learned(task, learns), generates=False)
     if flags.check:

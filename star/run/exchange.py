@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import checkpoints
-from star.config import DEFAULTS, StarConfig
+from star.config import DEFAULTS, OF_OTHERS, StarConfig
 from star.draws import seed_of
 from star.problem import Problem
 from star.rollout import Rollout
@@ -21,8 +21,6 @@ from star.select import choose_problems
 from star.tasks import Task, load_task
 
 SHOWN = 3  # worked solutions in a question, where the task shows no examples but knows solutions
-OTHERS = ("generators", "candidates", "skip_bad", "reward", "reward_by", "reward_weights", "reward_format",
-          "reward_threshold", "select", "hint_samples", "max_per_problem", "wanted")  # not for the student alone
 
 
 def drawn(task: Task, limit: int | None, seed: int, iteration: int) -> Sequence[Problem]:
@@ -52,7 +50,8 @@ def write_rollouts(path: Path, config: StarConfig, options: dict, limit: int | N
 
     config: with the samples, temperature and seed to draw by. What was cut off at the length cap is left out.
     """
-    config = replace(config, rationalize=False, **{name: DEFAULTS[name] for name in OTHERS})
+    alone = {name: DEFAULTS[name] for name in (*OF_OTHERS, "hint_samples", "max_per_problem", "wanted")}
+    config = replace(config, rationalize=False, **alone)
     plan = make_plan(config, options)
     if path.exists():
         raise FileExistsError(f"{path} exists: give the name of a new file")
