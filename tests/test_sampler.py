@@ -79,10 +79,10 @@ def test_equals_naive_in_float64(prefix, variant, temperature):
 def test_equals_naive_in_float32_where_the_margin_is_clear(temperature, report):
     """Other batch shapes round otherwise: positions whose winner is less than 1e-3 ahead are excused, and counted."""
     model = random_decoder(seed=5, dtype=torch.float32)
-    prompts, seeds = ragged(24, seed=3), list(range(24))
+    prompts, seeds = ragged(14, seed=3), list(range(14))
     reference = [naive(model, PREFIX + p, 20, [7], temperature, s) for p, s in zip(prompts, seeds, strict=True)]
     compared = excused = 0
-    for slots in (1, 3, 8, 64):
+    for slots in (1, 3, 64):
         for prefix in ([], PREFIX):
             own = prompts if prefix else [PREFIX + p for p in prompts]
             outs = Sampler(model, slots=slots, max_len=60).generate(
@@ -95,7 +95,7 @@ def test_equals_naive_in_float32_where_the_margin_is_clear(temperature, report):
                         assert margin <= 1e-3, f"{got} instead of {wanted}, which was {margin} ahead"
                         excused += 1
                         break  # what follows has another past
-    assert compared > 2500
+    assert compared > 1000
     report(f"sampler, float32, temperature {temperature}: {compared} positions, {excused} excused (margin <= 1e-3)")
 
 
@@ -202,29 +202,29 @@ def test_flags_read_every_few_steps_change_nothing(monkeypatch, prefix):
         ids = naive(model, [*prefix, *prompts[i]], options["max_new_tokens"][i], range(5), 1.0, i)[0]
         assert list(out.tokens) == ids
     monkeypatch.setattr(star.schedule, "polls_are_free", lambda device: False)
-    for every in (1, 2, 3, 8, 30):
+    for every in (2, 8, 30):
         monkeypatch.setattr(star.schedule, "POLL_EVERY", every)
-        for slots in (1, 3, 8, 64):
+        for slots in (1, 3, 64):
             got = Sampler(model, slots, 64).generate(prompts, **options)
             assert [(o.tokens, o.finish) for o in got] == [(o.tokens, o.finish) for o in expected]
 
 
 def test_slots_are_refilled(report):
-    """2,000 rationales of mixed length on 128 slots: what share of slot-steps brings a token; padded batches beside."""
+    """800 rationales of mixed length on 64 slots: what share of slot-steps brings a token; padded batches beside."""
     model = random_decoder(dtype=torch.float32, n_layers=1)
     generator = torch.Generator().manual_seed(0)
-    lengths = (torch.empty(2000).exponential_(1 / 60, generator=generator) + 2).clamp(max=250).long().tolist()
+    lengths = (torch.empty(800).exponential_(1 / 40, generator=generator) + 2).clamp(max=160).long().tolist()
     shares = {}
     for name, every in (("flags read each step", 1), ("flags read every 8 steps", 8)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(star.schedule, "POLL_EVERY", every)
             patch.setattr(star.schedule, "polls_are_free", lambda device, every=every: every == 1)
-            sampler = Sampler(model, 128, 300)
-            outs = sampler.generate(ragged(2000, seed=1), max_new_tokens=lengths)
+            sampler = Sampler(model, 64, 200)
+            outs = sampler.generate(ragged(800, seed=1), max_new_tokens=lengths)
         assert [len(o.tokens) for o in outs] == lengths
-        assert sampler.row_steps == sum(lengths) - 2000
+        assert sampler.row_steps == sum(lengths) - 800
         shares[name] = sampler.row_steps / sampler.slot_steps
-    batches = [lengths[i : i + 128] for i in range(0, 2000, 128)]
+    batches = [lengths[i : i + 64] for i in range(0, 800, 64)]
     padded = sum(lengths) / sum(len(b) * max(b) for b in batches)
     said = ", ".join(f"{100 * share:.0f} % with {name}" for name, share in shares.items())
     report(f"slot-steps that bring a token: {said}; padded batches: {100 * padded:.0f} %")

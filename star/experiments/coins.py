@@ -25,14 +25,14 @@ from star.run.launch import call
 from star.run.plan import build, make_plan
 from star.tasks import load_task
 
-JUDGED, TRIES = 140, 4  # coins that the judge learns from, and rationales of each
+JUDGED, TRIES = 140, 2  # coins that the judge learns from, and rationales of each
 RUN = {  # of each arm; few and short, since a real model takes its time on two cores
-    "task": "coin_flip", "problems": 256, "samples": 4, "temperature": 0.5, "rationalize": False,
+    "task": "coin_flip", "problems": 192, "samples": 4, "temperature": 0.5, "rationalize": False,
     "few_shot_sample": "base", "first_steps": 16, "growth": 1.25, "batch_size": 8, "warmup": 3, "lr": 1e-3,
     "max_per_problem": 1, "slots": 128,
 }
 ENOUGH = 100  # rationales to train on, after which an arm that needs no judge samples no more
-JUDGE = ["--labels", "correctness", "--steps", "64", "--batch-size", "12", "--lr", "5e-4", "--heldout", "0.15"]
+JUDGE = ["--labels", "correctness", "--steps", "48", "--batch-size", "12", "--lr", "5e-4", "--heldout", "0.15"]
 THRESHOLD = 2.0  # half of HelpSteer's scale
 ARMS = {"correct+steps": {"wanted": ENOUGH}, "correct": {"wanted": ENOUGH}, "correct+reward": {
     "reward_threshold": THRESHOLD}}  # in this order: the first samples most from the base, which the others take over
@@ -104,7 +104,7 @@ def train_judge(out: Path, model: Path, coins: Path) -> int:
     ratings = out / "ratings.jsonl"
     if not ratings.is_file():
         print(f"\n{TRIES} rationales for each of the judge's {JUDGED} coins", flush=True)
-        config = StarConfig(**{k: v for k, v in RUN.items() if k in ("task", "temperature", "rationalize")},
+        config = StarConfig(**{k: v for k, v in RUN.items() if k in ("task", "temperature", "rationalize", "slots")},
                             model=str(model), samples=TRIES, heldout_problems=1)
         plan = make_plan(config, {"data": coins})
         made = Rollout(build(plan), plan.tokenizer, plan.task, config).complete(
