@@ -21,7 +21,7 @@ from pathlib import Path
 
 import checkpoints
 from star import prompts
-from star.config import DEFAULTS, StarConfig
+from star.config import DEFAULTS, OF_OTHERS, StarConfig
 from star.device import choose_device
 from star.evaluate import VERDICTS
 from star.pool import Pool
@@ -212,9 +212,10 @@ def asker(args) -> tuple[Asker, str]:
 
 
 def judged(model: Asker, args) -> Pool:
-    """The other models and the judge of --best-of; the run's own where the flags name none."""
+    """The other models and the judge of --best-of; the run's own judge where the flags name none."""
     given = {name: getattr(args, name) for name in JUDGED if getattr(args, name) is not None}
-    others = {name: DEFAULTS[name] for name in ("select", "skip_bad", "candidates", "wanted", "reward_threshold")}
+    others = {name: DEFAULTS[name] for name in OF_OTHERS if name == "generators" or name not in JUDGED}
+    others |= {"wanted": None, "hint_samples": None, "max_per_problem": None}
     settings = vars(model.config) | others | {"samples": 1} | given
     if not settings["reward"]:
         raise ValueError("--best-of picks by a judge: name a reward model by --reward")

@@ -36,7 +36,7 @@ from star.pool import Pool, agreement, by_source
 from star.problem import Event, Example, Finished, Generation, Phase, Problem, Tick
 from star.rollout import Rollout
 from star.sampler import Sampler
-from star.select import choose_heldout, choose_problems, passes, select, set_aside
+from star.select import choose_heldout, passes, select, set_aside
 from star.tasks import Task
 
 
@@ -80,7 +80,7 @@ def star(sampler: Sampler, tokenizer, task: Task, config: StarConfig, state: Sta
     while not state.done(config):
         # 2: for n in 1..N
         n = state.iteration + 1
-        problems = choose_problems(pool.answerable(train, config), config.problems, seed_of(config.seed, n, "draw"))
+        problems = pool.draw(train, config, seed_of(config.seed, n, "draw"))
         if config.wanted is None:
             # 3: a rationale for each question, from M_{n-1}
             tried = yield from rollout.run(n, "generate", problems)

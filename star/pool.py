@@ -22,6 +22,7 @@ from star.problem import Candidate, Chunk, Completion, Event, Generation, Phase,
 from star.reward import Judge
 from star.rollout import CHUNK, Rollout
 from star.sampler import Sampler
+from star.select import choose_problems
 from star.tasks import Task
 
 RATED = 256  # answers that a judge is given at a time, for the progress bar
@@ -79,9 +80,13 @@ class Pool:
         """(answers that other models sample for a problem, those that files hold at most)."""
         return len(self.models) * max(config.samples, 1), max(map(len, self.candidates.values()), default=0)
 
-    def answerable(self, problems: Sequence[Problem], config: StarConfig) -> Sequence[Problem]:
-        """The problems to draw from: where nobody samples, those that have answers in a file."""
-        return problems if config.samples or self.models else [p for p in problems if p.id in self.candidates]
+    def draw(self, problems: Sequence[Problem], config: StarConfig, seed: int) -> list[Problem]:
+        """The problems of an iteration: those that a file answers, then others, unless nobody would answer these."""
+        drawn = choose_problems([p for p in problems if p.id in self.candidates], config.problems, seed)
+        if (config.samples or self.models) and len(drawn) < config.problems:
+            others = [p for p in problems if p.id not in self.candidates] if self.candidates else problems
+            drawn += choose_problems(others, config.problems - len(drawn), seed)
+        return drawn
 
     def answers(self, home: Rollout, n: int, problems: Sequence[Problem]
                 ) -> Generator[Event, None, list[Generation]]:
@@ -174,11 +179,14 @@ def clean(text: str) -> str:
 def fitted(task: Task, problem: Problem, text: str, chat: bool) -> str:
     """A clean text as the student would write it behind this question: nothing in it ends a rationale before its end.
     """
+    question = task.question(problem)
+    cue = question.rpartition("\n")[2].strip()  # "A:", which stands there already
+    text = text.removeprefix(cue).lstrip() if cue else text
     for stop in task.stop:
         if stop.isspace():
             text = re.sub(r"\s*\n\s*\n\s*", "\n", text)  # paragraphs become lines
         text = text.partition(stop)[0].rstrip()
-    return text if chat or task.question(problem)[-1:].isspace() else f" {text}"
+    return text if chat or question[-1:].isspace() else f" {text}"
 
 
 def carried(home: Rollout, key: tuple[int, str, str, int, str], problem: Problem, text: str, finish: str = "stop",
@@ -198,13 +206,17 @@ def carried(home: Rollout, key: tuple[int, str, str, int, str], problem: Problem
 
 def by_source(generations: Sequence[Generation], kept: Sequence[Generation], chosen: Sequence[Generation]
               ) -> dict[str, dict]:
-    """source -> how many it tried, had right, had let through, and are trained on; the mean reward of what it wrote."""
+    """source -> how many it tried and had right, with their mean reward, all without a hint; how many were let through
+    and are trained on, how many of these were made with a hint or are not right."""
     lines = {}
     for source in dict.fromkeys(g.source for g in generations):
-        tried, k, c = ([g for g in part if g.source == source] for part in (generations, kept, chosen))
+        made, k, c = ([g for g in part if g.source == source] for part in (generations, kept, chosen))
+        tried = [g for g in made if g.phase == "generate"]
         rewards = [g.reward for g in tried if g.reward is not None]
-        lines[source] = {"tried": len(tried), "right": sum(g.verdict == "right" for g in tried), "kept": len(k),
-                         "chosen": len(c), "reward": round(sum(rewards) / len(rewards), 4) if rewards else None}
+        lines[source] = {
+            "tried": len(tried), "right": sum(g.kept for g in tried), "kept": len(k), "chosen": len(c),
+            "chosen_hinted": sum(g.phase == "rationalize" for g in c), "chosen_wrong": sum(not g.kept for g in c),
+            "reward": round(sum(rewards) / len(rewards), 4) if rewards else None}
     return lines
 
 

@@ -227,15 +227,19 @@ class Judge:
                 raise ValueError(f"judge {name}: its chat template leaves out the answer: nothing could be rated")
 
     def rate(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, ...] | None]:
-        """(question, answer) texts -> a float a label. None: does not fit the judge's context; nothing is ever cut.
+        """(question, answer) texts -> a float a label. None: it does not fit the judge's context, and nothing is ever
+        cut; or it holds a character that the judge has no token for.
 
         Raises ValueError for a question that ends in the assistant's turn, or that the chat template refuses.
         """
         rows = [self.encode(question, answer) for question, answer in pairs]
-        fitting = {row: None for row in rows if len(getattr(row, "tokens", row)) <= self.scorer.max_pos}
+        fitting = {row: None for row in rows if self.reads(getattr(row, "tokens", row))}
         found = self.scorer.score(list(fitting)).tolist()  # equal texts are scored once
         scores = {row: tuple(values) for row, values in zip(fitting, found, strict=True)}
         return [scores.get(row) for row in rows]
+
+    def reads(self, ids: Sequence[int]) -> bool:
+        return len(ids) <= self.scorer.max_pos and (self.tokenizer.unk_id is None or self.tokenizer.unk_id not in ids)
 
     def total(self, scores: Sequence[float]) -> float:
         """The weighted sum that answers are ranked by."""

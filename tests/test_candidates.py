@@ -52,7 +52,7 @@ def test_a_file_of_answers(read):
     assert [(c.problem, c.source, c.text, c.scores, c.reward) for c in found] == [
         ("1+2", "claude", TRUE["1+2"], None, None), ("0+0", "mistral", "=0", None, None),
         ("1+2", "claude", "=3", None, None)]
-    assert notes == ["claude.jsonl: 3 answers to 2 problems, from claude, mistral"]
+    assert notes == ["claude.jsonl: 3 answers to 2 problems, from claude, mistral; these problems are drawn first"]
     found, _ = read({"problem": "1+2", "text": "=3"}, name="gemini.jsonl")
     assert found[0].source == "gemini"  # the file's name
     assert read(line(prompt="Add:\n1+2\n"))[0][0].text == TRUE["1+2"]
@@ -79,7 +79,7 @@ def test_scores_of_a_judge_elsewhere(read):
     (line(source="student"), ["source 'student'", "the model that is trained"]),
     (line(source="mistral"), ["source 'mistral'", "a generator"]), (line(source=["a"]), ["field 'source'"]),
     (line(text="It is 3."), ["the student's tokenizer has no token for 'I'"]),
-    (line(text="=3", prompt="8+9\n"), ["its prompt does not ask what problem '1+2' asks now"]),
+    (line(text="=3", prompt="8+9\n"), ["its prompt does not hold what problem '1+2' asks here"]),
     (line(text="=3", scores=[1, 2]), ["scores is [1, 2]", "five"]), (line(text="=3", scores={}), ["scores is {}"]),
     (line(text="=3", scores={"a": float("nan")}), ["scores is", "finite"]),
     (line(text="=3", scores={"a": True}), ["scores is", "finite"]),
@@ -205,14 +205,14 @@ def test_questions_go_out_and_answers_come_in(own_folder, tmp_path, capsys):
     by_id = {p.id: p for p in task.train}
     for a in asked:  # worked solutions stand in front, since the task shows no examples
         assert a["prompt"].endswith("\n\n" + task.question(by_id[a["problem"]]))
-        assert a["prompt"].startswith(task.question(task.train[0]) + task.gold(task.train[0]))
+        assert a["prompt"].startswith(task.question(task.train[0]) + task.gold(task.train[0]) + "\n\n")
     answers = [a | {"text": task.gold(by_id[a["problem"]]), "source": "claude"} for a in asked]
     (tmp_path / "claude.jsonl").write_text("".join(json.dumps(a) + "\n" for a in answers))
     assert train.main(["--digits", "1", "--samples", "0", "--candidates", "claude.jsonl", "--iterations", "1",
                        "--first-steps", "1", "--out", "run"]) == 0
     said = capsys.readouterr().out
     assert "claude" in said
-    assert "5 tried      5 right      5 kept      5 chosen" in said
+    assert "5 tried      5 right      5 let through      5 chosen" in said
     assert sample.main(["--task", "arithmetic", "--questions", "q.jsonl"]) == 2  # never over a file that is there
     assert "q.jsonl exists" in capsys.readouterr().err
 
@@ -248,7 +248,8 @@ def test_best_of_shows_bars_and_a_pick(own_folder, judge, capsys):
 
 
 @pytest.mark.parametrize(("argv", "words"), [
-    (["--best-of", "0", "1+1"], "--best-of is 0"), (["--questions", "a", "1+1"], "give one of them alone"),
+    (["--best-of", "0", "1+1"], "--best-of is 0"), (["--questions", "a", "1+1"], "leave out the question"),
+    (["--rollouts", "a", "--reward", "b"], "leave out --reward"),
     (["--questions", "a", "--rollouts", "b"], "give one of them alone"), (["--chat", "1+1"], "--chat asks a --model"),
     (["--source", "a", "--task", "arithmetic"], "--source lists"), (["--task", "nope", "1"], "unknown task 'nope'"),
     (["--rollouts", "a", "--model", str(SHIPPED)], "name a --task"),

@@ -109,7 +109,8 @@ def test_each_option_of_a_task_has_a_flag(task):
 
 def test_an_option_of_another_task_says_whose_it_is():
     refused(read, "--shots", "3", words=(
-        "task arithmetic has no setting --shots", "belongs to task coin_flip, columns, commonsenseqa, gsm8k, jsonl", "--help"))
+        "task arithmetic has no setting --shots", "belongs to task coin_flip, columns, commonsenseqa, gsm8k, jsonl",
+        "--help"))
     refused(read, "--task", "gsm8k", "--fields=question=q", words=("no setting --fields; it belongs to task jsonl",))
     refused(read, "--task", "gsm8k", "--digits", "3", words=("no setting --digits", "task arithmetic, columns"))
 

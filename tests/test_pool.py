@@ -15,6 +15,7 @@ from star.problem import Candidate, Chunk, Generation, Phase, Scored
 from star.reward import Judge
 from star.rollout import Rollout, result
 from star.run.folder import Run, generation, read_lines
+from star.select import choose_problems
 
 
 class Numbers:
@@ -70,9 +71,12 @@ def test_all_sources_are_verified_alike_and_only_the_student_gets_hints(setup, m
     base, first = finished(events)
     assert "sources" not in base
     assert first["sources"] == {
-        "student": {"tried": 13, "right": 2, "kept": 2, "chosen": 2, "reward": None},
-        "mistral": {"tried": 7, "right": 1, "kept": 1, "chosen": 1, "reward": None},
-        "claude": {"tried": 3, "right": 1, "kept": 1, "chosen": 1, "reward": None}}
+        "student": {"tried": 8, "right": 1, "kept": 2, "chosen": 2, "chosen_hinted": 1, "chosen_wrong": 0,
+                    "reward": None},
+        "mistral": {"tried": 7, "right": 1, "kept": 1, "chosen": 1, "chosen_hinted": 0, "chosen_wrong": 0,
+                    "reward": None},
+        "claude": {"tried": 3, "right": 1, "kept": 1, "chosen": 1, "chosen_hinted": 0, "chosen_wrong": 0,
+                   "reward": None}}
     assert "judge" not in first
     assert (first["kept"], first["rationalized"], first["solved"], first["tries"]) == (3, 1, 4, 8)
     texts = {tokenizer.decode(list(e.tokens)) for e in seen[0]}
@@ -225,6 +229,9 @@ def test_a_foreign_answer_is_written_as_the_student_would(setup):
     assert carried(home, key, task.train[1], "=2\n9+9").text == "=2"
     task.question = lambda problem: problem.question
     assert carried(home, key, task.train[1], "=2").text == " =2"
+    task.question = lambda problem: problem.question + "\n+C"
+    task.stop = ()
+    assert carried(home, key, task.train[1], "+C =2").text == " =2"  # the cue stands there already
     long = carried(home, key, task.train[1], "1" * 999 + "\n=2")
     assert (long.verdict, long.finish) == ("length", "length")  # the student could not write it to its end
     assert long.tokens[-1] != tokenizer.eos_ids[0]
@@ -250,10 +257,26 @@ def test_agreement_compares_answers_to_one_problem_only():
 
 
 def test_a_line_a_source():
-    tried = [made("a", "x", reward=1.0), made("a", "y", "wrong", reward=2.0), made("a", "x", source="m")]
-    assert by_source(tried, [tried[0], tried[2]], [tried[2]]) == {
-        "student": {"tried": 2, "right": 1, "kept": 1, "chosen": 0, "reward": 1.5},
-        "m": {"tried": 1, "right": 1, "kept": 1, "chosen": 1, "reward": None}}
+    tried = [made("a", "x", reward=1.0), made("a", "y", "wrong", reward=2.0), made("a", "x", source="m"),
+             made("b", "z", phase="rationalize", reward=9.0)]
+    assert by_source(tried, [*tried[:3], tried[3]], tried[1:]) == {
+        "student": {"tried": 2, "right": 1, "kept": 3, "chosen": 2, "chosen_hinted": 1, "chosen_wrong": 1,
+                    "reward": 1.5},
+        "m": {"tried": 1, "right": 1, "kept": 1, "chosen": 1, "chosen_hinted": 0, "chosen_wrong": 0, "reward": None}}
+
+
+def test_problems_that_a_file_answers_are_drawn_first(setup):
+    """In every iteration, whatever the seed; then others, if anybody answers these."""
+    _, _, task, config = setup(right, problems=4)
+    pool = Pool([], [Candidate(p, "a", "=1") for p in ("5", "2", "nobody's")])
+    for seed in range(5):
+        drawn = [p.id for p in pool.draw(task.train, config, seed)]
+        assert sorted(drawn[:2]) == ["2", "5"]
+        assert len(set(drawn)) == 4
+        assert pool.draw(task.train, replace(config, problems=1), seed)[0].id in ("2", "5")
+        alone = replace(config, samples=0, candidates="a")
+        assert sorted(p.id for p in pool.draw(task.train, alone, seed)) == ["2", "5"]
+    assert Pool().draw(task.train, config, 3) == choose_problems(task.train, 4, 3)
 
 
 def test_a_problem_without_answer_is_open_and_rated(setup, monkeypatch, tokenizer):

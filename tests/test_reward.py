@@ -314,7 +314,7 @@ def test_chat_and_steerlm_rating(tmp_path, tokenizer):
     seen = []
 
     class Words:  # texts instead of ids
-        eos_ids, chat = (1,), load_chat(tmp_path)
+        eos_ids, unk_id, chat = (1,), None, load_chat(tmp_path)
 
         def encode(self, text, special=True):
             seen.append((text, special))
@@ -359,7 +359,7 @@ def test_judges_that_cannot_be(tokenizer, tmp_path):
     (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}")
 
     class Deaf:
-        eos_ids, chat = (1,), load_chat(tmp_path)
+        eos_ids, unk_id, chat = (1,), None, load_chat(tmp_path)
 
     for args, words in (((Spy(), tokenizer, "odd", (1.0,)), ("'odd'", "steerlm")),
                         ((Spy(), tokenizer, "plain", (1.0, 2.0)), ("2 weights", "1 labels")),

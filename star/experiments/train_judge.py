@@ -24,6 +24,7 @@ from checkpoints.chat import load_chat
 from checkpoints.reward import pad_of
 from star.device import choose_device, choose_dtype
 from star.judge import Preferred, Rated, correlation, new_judge, pairs_right, score_items, train_judge
+from star.prompts import unknown
 from star.reward import ATTRIBUTES, FORMATS, Judge, RewardModel, choose_weights
 from star.run.flags import Parser, command
 from star.tasks.records import Record, field, read_records
@@ -98,6 +99,9 @@ def item_of(record: Record, kind: str, judge: Judge) -> Rated | Preferred | None
         rows = [judge.encode(prompt, answer) for answer in answers]
     except ValueError as e:
         raise ValueError(f"{where}: {e}") from None
+    for row, answer in zip(rows, answers, strict=True):
+        if (odd := unknown(judge.tokenizer, prompt + answer, row)) is not None:
+            raise ValueError(f"{where}: the base has no token for {odd!r}: take one that reads this text")
     if kind == "response":
         values = tuple(number(record, label) for label in judge.labels)
         return Rated(rows[0], values, prompt) if any(v is not None for v in values) else None

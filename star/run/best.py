@@ -7,10 +7,11 @@ import sys
 from collections.abc import Sequence
 
 from star.problem import STUDENT, Generation
+from star.reward import ATTRIBUTES
 from star.run.history import clip, wrapped
 
 WIDTH = 24  # characters of a bar
-FULL = (0.0, 4.0)  # HelpSteer's scale; scores outside stretch it
+FULL = (0.0, 4.0)  # HelpSteer's scale, for its attributes; scores outside stretch it
 
 
 def merged(generations: Sequence[Generation]) -> list[tuple[Generation, int]]:
@@ -29,11 +30,13 @@ def table(generations: Sequence[Generation], width: int = 100, lines: int = 6) -
     """A block for each different answer, the best first: who wrote it, its total, a bar an attribute, its text."""
     rated = merged(generations)
     scores = [s for g, _ in rated for s in (g.scores or {}).values()]
-    low, high = min([FULL[0], *scores]), max([FULL[1], *scores])
+    known = all(label in ATTRIBUTES for g, _ in rated for label in g.scores or {})
+    low, high = (min([FULL[0], *scores]), max([FULL[1], *scores])) if known else (min(scores), max(scores))
     out = []
     for i, (g, n) in enumerate(rated, 1):
         who = "the model" if g.source == STUDENT else clip(g.source, 40)
-        total = "not rated: cut off, or too long for the judge" if g.reward is None else f"total {g.reward:.3f}"
+        total = f"total {g.reward:.3f}" if g.reward is not None else "not rated: " + (
+            "cut off, raise --max-new-tokens" if g.finish == "length" else "the judge cannot read it")
         again = f", {n} times" if n > 1 else ""
         right = {"right": " (right)", "wrong": " (wrong)"}.get(g.verdict, "")
         says = "" if g.answer is None else f", says {clip(g.answer, 30)}{right}"
@@ -50,6 +53,6 @@ def table(generations: Sequence[Generation], width: int = 100, lines: int = 6) -
 
 def bar(score: float, low: float, high: float) -> str:
     """A bar from `low` on; of plain characters where the output cannot show blocks."""
-    filled = round(WIDTH * (score - low) / (high - low))
+    filled = round(WIDTH * (score - low) / (high - low)) if high > low else WIDTH
     blocks = "utf" in (sys.stdout.encoding or "").lower()
     return ("█" if blocks else "#") * filled + ("░" if blocks else ".") * (WIDTH - filled)

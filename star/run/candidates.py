@@ -60,7 +60,7 @@ class Reader:
                              f"{path} is empty: it needs answers {{problem, text, source}}, one a line")
         sources = ", ".join(dict.fromkeys(c.source for c in found))
         self.notes.append(f"{path.name}: {len(found)} answers to {len({c.problem for c in found})} problems, from "
-                          f"{sources}")
+                          f"{sources}; these problems are drawn first")
         if bad:
             self.notes.append(f"{path.name}: {len(bad)} lines are left out, such as {bad[0]}")
         return found
@@ -94,8 +94,8 @@ class Reader:
         """ValueError if the line answers another question: ids count the lines of a file that may have changed."""
         prompt = values.get("prompt")
         if prompt is not None and (not isinstance(prompt, str) or self.task.question(asked).strip() not in prompt):
-            raise ValueError(f"{where}: its prompt does not ask what problem {asked.id!r} asks now "
-                             f"({asked.question[:60]!r}): the answers belong to other data")
+            raise ValueError(f"{where}: its prompt does not hold what problem {asked.id!r} asks here "
+                             f"({self.task.question(asked)[:60]!r}): the data or the task's options are others")
 
     def check_text(self, where: str, asked: Problem, text: str) -> None:
         if not text:

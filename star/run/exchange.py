@@ -20,25 +20,27 @@ from star.run.plan import build, make_plan
 from star.select import choose_problems
 from star.tasks import Task, load_task
 
-SHOWN = 3  # worked solutions in a question, where the task shows no examples but knows solutions
+SHOWN = 3  # worked solutions in a question, where the task shows no examples but has a form of its own
 
 
-def drawn(task: Task, limit: int | None, seed: int, iteration: int) -> Sequence[Problem]:
-    """All training problems, or the first of those that a run with this seed draws in an iteration."""
-    return task.train if limit is None else choose_problems(task.train, limit, seed_of(seed, iteration, "draw"))
+def drawn(task: Task, limit: int | None, seed: int) -> Sequence[Problem]:
+    """All training problems, or the first of those that a run with this seed draws: the same for every model."""
+    return task.train if limit is None else choose_problems(task.train, limit, seed_of(seed, 1, "draw"))
 
 
 def write_questions(path: Path, config: StarConfig, options: dict, limit: int | None, seed: int) -> str:
     """Write what to ask another model; a line that says what to do with it."""
     task = load_task(config.task, **options)
-    count = write(path, questions(task, drawn(task, limit, seed, 1)))
+    count = write(path, questions(task, drawn(task, limit, seed)))
     return (f"{path}: {count} questions of task {config.task}; put the answers into a file of lines "
             '{"problem": ..., "text": ..., "source": ...} for train.py --candidates')
 
 
 def questions(task: Task, problems: Sequence[Problem]) -> Iterator[dict]:
-    """A record a problem: examples in front where the task shows some, or solutions it knows."""
-    shots = [p for p in task.train if task.gold(p) is not None][:SHOWN] if not task.prefix else []
+    """A record a problem: examples in front where the task shows some, or where it checks steps, solutions it knows."""
+    shots = []
+    if not task.prefix and task.gold(task.train[0]) is not None and task.check_steps(task.train[0], "") is not None:
+        shots = task.train[:: max(1, len(task.train) // SHOWN)][:SHOWN]
     worked = "".join(task.question(p) + (task.gold(p) or "") + task.between for p in shots)
     for p in problems:
         yield {"problem": p.id, "prompt": (task.few_shot(p) or worked) + task.question(p)}
@@ -58,7 +60,7 @@ def write_rollouts(path: Path, config: StarConfig, options: dict, limit: int | N
     sampler = build(plan)
     if adapter is not None:
         checkpoints.load_adapter(sampler.model, adapter)
-    problems = drawn(plan.task, limit, config.seed, iteration + 1)
+    problems = drawn(plan.task, limit, config.seed)
     made = Rollout(sampler, plan.tokenizer, plan.task, config).complete(iteration + 1, "generate", problems)
     source = plan.model.source.path.name if adapter is None else f"{adapter.parents[1].name}-{adapter.name}"
     whole = {(g.problem, g.text.strip()): g for g in made if g.finish == "stop"}  # of equal texts one
@@ -66,7 +68,8 @@ def write_rollouts(path: Path, config: StarConfig, options: dict, limit: int | N
                  for g in whole.values()))
     cut, right = (sum(part) for part in zip(*((g.finish != "stop", g.kept) for g in made), strict=True))
     return (f"{path}: {len(whole)} different answers to {len(problems)} problems; of {len(made)} tries {right} are "
-            f"right, {cut} were cut off and are left out. Train on them: train.py --samples 0 --candidates {path}")
+            f"right, {cut} were cut off and are left out. To train on them: train.py --samples 0 --iterations 1 "
+            f"--candidates {path}, with the same task")
 
 
 def write(path: Path, lines: Iterable[dict]) -> int:

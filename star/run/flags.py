@@ -7,6 +7,7 @@ Flags override it; a setting of the preset that contradicts a flag is left out, 
 import argparse
 import difflib
 import functools
+import os
 import signal
 import sys
 import tomllib
@@ -71,6 +72,9 @@ def command(body: Callable[[list[str]], int | None]) -> Callable[..., int]:
                 raise
             print("stopped", file=sys.stderr)
             return 130
+        except BrokenPipeError:  # whoever reads the output has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
         except (ValueError, OSError, ImportError) as e:
             print(f"error: {one_line(str(e) or type(e).__name__)}", file=sys.stderr)
         return 2

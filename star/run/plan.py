@@ -145,7 +145,7 @@ def check(plan: Plan) -> list[str]:
         f"compared {task.compares}",
         f"ends    a rationale ends at {ends}, or after {plan.max_new} tokens",
         f"prompt  {problem.id}: {len(ids)} ids, first {ids[0]}, last {ids[-1]}", *indented(plain),
-        "hinted  the same problem", *indented(hinted),
+        *(["hinted  the same problem", *indented(hinted)] if config.rationalize else []),
     ]
 
 
@@ -153,7 +153,8 @@ def opening(plan: Plan, sampler: Sampler, learns: str = "rationales") -> list[st
     """What a run says first. learns: what it trains on, as in Run.learns."""
     config, model, task = plan.config, sampler.model, plan.task
     numbers = sum(p.numel() for p in trainable(model).values())
-    how = f"{'' if config.rationalize else 'no '}rationalization" if learns == "rationales" else f"on {learns}"
+    hints = config.rationalize and config.sampling("rationalize")[0]
+    how = f"{'' if hints else 'no '}rationalization" if learns == "rationales" else f"on {learns}"
     return [
         f"model   {model.source.path.name}: {checkpoints.describe(model)}",
         f"train   {numbers:,} numbers in adapters of rank {config.rank}, learning rate {config.lr:g}; start from "

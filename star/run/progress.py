@@ -96,12 +96,18 @@ class Progress:
 
 
 def sources(m: dict) -> list[str]:
-    """A line a source: how many of its answers were right, and how many of those are trained on."""
+    """A line a source: how many of its answers were right, let through by --select, and are trained on."""
     said = m.get("sources", {})
     width = max((len(clip(name, 24)) for name in said), default=0)
-    return [f"{clip(name, 24):{width}}  {s['tried']:6} tried {s['right']:6} right {s['kept']:6} kept "
-            f"{s['chosen']:6} chosen" + (f", mean reward {s['reward']:.2f}" if s["reward"] is not None else "")
-            for name, s in said.items()]
+    lines = []
+    for name, s in said.items():
+        of = [f"{s[key]} {what}" for key, what in (("chosen_hinted", "with the hint"), ("chosen_wrong", "not right"))
+              if s[key] and not (what == "not right" and m["dropped"].get("open"))]
+        some = f" ({', '.join(of)})" if of else ""
+        reward = f", mean reward {s['reward']:.2f}" if s["reward"] is not None else ""
+        lines.append(f"{clip(name, 24):{width}}  {s['tried']:6} tried {s['right']:6} right {s['kept']:6} let through "
+                     f"{s['chosen']:6} chosen{some}{reward}")
+    return lines
 
 
 def agreement(m: dict) -> list[str]:
@@ -126,9 +132,11 @@ def keep_rate(m: dict) -> list[str]:
         return [f"      {m['examples']} answers to {m['problems']} problems are trained on; tries: {m['mean_tokens']} "
                 f"tokens, {cut:.1%} cut off"]
     tries = f"; tries without a hint: {m['mean_tokens']} tokens, {cut:.1%} cut off" if m["tries"] else ""
+    keep = f"{m['distinct']} different rationales to keep"
+    if "sources" in m:  # then these are not all that is trained on
+        keep = f"{m['distinct']} different right rationales, {m['examples']} answers trained on"
     return [f"      {m['solved']} of {m['problems']} problems solved ({m['solved'] / m['problems']:.1%}), "
-            f"{m['rationalized_problems']} of them only with the hint; {m['distinct']} different rationales to keep"
-            f"{tries}"]
+            f"{m['rationalized_problems']} of them only with the hint; {keep}{tries}"]
 
 
 def examples(seen: list[Generation], most: int) -> list[str]:

@@ -25,7 +25,8 @@ def own_flags(doc: str) -> Parser:
     parser.add_argument("--seed", type=int, default=0, help="of the draws, if the temperature is not 0 [0]")
     parser.add_argument("--ask", action="store_true", help="with --run: type questions, list nothing")
     group = parser.add_argument_group("several answers, and a judge that picks")
-    group.add_argument("--best-of", type=int, metavar="N", help="N answers to a question, and the judge's pick")
+    group.add_argument("--best-of", type=int, metavar="N", help="N answers of each model to a question, and the "
+                       "judge's pick")
     group.add_argument("--reward", help="the judge: a reward model's folder [the run's]")
     group.add_argument("--reward-by", choices=("head", "likelihood"), help="as in train.py")
     group.add_argument("--reward-weights", help="as in train.py")
@@ -66,8 +67,11 @@ def read_args(argv: list[str], doc: str) -> Namespace:
         (args.chat and not args.model, "--chat asks a --model in its chat template; a run knows how it is asked"),
         (args.trace and args.question is None, '--trace needs a question, as in: python sample.py --trace "1064+4991"'),
         (args.trace and args.best_of, "--trace shows one answer, --best-of several: leave one of them out"),
-        (args.files and (args.question is not None or args.trace or args.best_of or (args.questions and args.rollouts)),
-         "--questions and --rollouts write a file each time and answer nothing: give one of them alone"),
+        (args.files and (args.question is not None or args.trace or args.best_of), "--questions and --rollouts write a "
+         "file and answer nothing: leave out the question, --trace and --best-of"),
+        (args.questions and args.rollouts, "--questions and --rollouts write a file each: give one of them alone"),
+        (args.files and (args.reward or args.generators), "--questions and --rollouts know one model and no judge: "
+         "leave out --reward and --generators"),
         (args.rollouts and args.model and not args.task, "--rollouts answers a task's problems: name a --task"),
         (args.limit is not None and args.limit < 1, f"--limit is {args.limit}; it must be at least 1"),
         (args.best_of is not None and not 1 <= args.best_of <= 1000, f"--best-of is {args.best_of}; it must be 1 to "
