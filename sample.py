@@ -133,7 +133,7 @@ class Asker:
         print("\n".join(best.table(rated, max(shutil.get_terminal_size((100, 24)).columns, 60))))
         pick = best.merged(rated)[0][0]
         right = {"right": " is right", "wrong": f" is wrong: the answer is {problem.answer}"}.get(pick.verdict, "")
-        if pick.answer is not None:
+        if pick.answer is not None and pick.reward is not None:
             print(f"\n-> {pick.answer}{right}")
 
     def trace(self, question: str) -> None:
@@ -260,8 +260,9 @@ def write_file(args) -> str:
     config, options, _, iteration, adapter, _ = chosen(args)
     if args.questions:
         return write_questions(args.questions, config, options, args.limit, args.seed)
-    temperature = args.temperature if args.temperature is not None else 0.7 if args.samples > 1 else 0.0
-    config = replace(config, samples=args.samples, temperature=temperature, seed=args.seed)
+    temperature = args.temperature if args.temperature is not None else 0.7 if (args.samples or 1) > 1 else 0.0
+    config = replace(config, samples=args.samples or 1, temperature=temperature, seed=args.seed, hint_samples=None,
+                     max_per_problem=None, wanted=None)
     return write_rollouts(args.rollouts, config, options, args.limit, iteration, adapter)
 
 

@@ -7,7 +7,6 @@ weights the labels add up and in which prompt format the judge was trained.
 
 import copy
 import json
-import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +27,7 @@ from checkpoints.weights import (
     outline,
 )
 from star.decoder import DecoderConfig
-from star.reward import ATTRIBUTES, FORMATS, RewardModel
+from star.reward import ATTRIBUTES, FORMATS, RewardModel, is_score
 
 OASST = ("quality", "toxicity", "humor", "creativity")  # the slots of NVIDIA's nine that its later judges leave unused
 GENERIC = {1: ("reward",), 5: ATTRIBUTES, 9: (*OASST, *ATTRIBUTES)}  # by the head's width, where names say nothing
@@ -56,6 +55,9 @@ def outline_reward_model(path: str | Path, dtype: torch.dtype | str | None = Non
     folder = Path(path)
     raw, config, _ = load_config(folder)
     files = tensor_files(folder)
+    kind = ", ".join(raw.get("architectures") or [])
+    if "score.weight" not in files and "SequenceClassification" in kind:
+        raise ValueError(f"{folder} calls itself {kind}, but holds no score.weight: fetch it again")
     weights, format = _own(folder, raw, files)
     if "score.weight" not in files:
         return _by_logit(folder, raw, dtype, weights, format)
@@ -83,9 +85,6 @@ def fill_reward_model(judge: RewardModel, device: str | torch.device) -> RewardM
 def _by_logit(folder: Path, raw: dict, dtype: torch.dtype | str | None, weights: tuple[float, ...] | None,
               format: str | None) -> RewardModel:
     """hf.co/nvidia/Llama-3.1-Nemotron-70B-Reward-HF: logits[last token, id 0], whatever the config's pad id is."""
-    kind = ", ".join(raw.get("architectures") or [])
-    if "SequenceClassification" in kind:
-        raise ValueError(f"{folder} calls itself {kind}, but holds no score.weight: fetch it again")
     model = outline(folder, dtype)
     if model.config.tied:
         raise ValueError(f"{folder} is no judge: it has no score head, and id 0 is a word of its tied vocabulary. A "
@@ -110,6 +109,8 @@ def _labels(folder: Path, raw: dict, width: int) -> list[str]:
                          f"{json.dumps(given)[:100]}")
     if all(re.fullmatch(r"LABEL_\d+", name) for name in names):
         return list(GENERIC.get(width) or (f"label {i}" for i in range(width)))
+    if odd := [name for name in names if not name.isprintable() or not name]:
+        raise ValueError(f"{folder}/config.json: id2label has the name {odd[0]!r}, which cannot be printed: rename it")
     if len(names) != width:
         raise ValueError(f"{folder}/config.json names {len(names)} labels, but score.weight has {width} rows")
     return names
@@ -136,11 +137,9 @@ def _own(folder: Path, raw: dict, files: dict[str, TensorFile]) -> tuple[tuple[f
     if weights is None:
         return None, format
     width = (files["score.weight"].entries["score.weight"].shape or (1,))[0] if "score.weight" in files else 1
-    right = isinstance(weights, list) and len(weights) == width and all(
-        type(w) in (int, float) and math.isfinite(w) for w in weights)
-    if not right:
+    if not (isinstance(weights, list) and len(weights) == width and all(map(is_score, weights)) and any(weights)):
         raise ValueError(f"{where} has weights {json.dumps(weights)[:100]}; it must have {width} finite numbers, one a "
-                         "label")
+                         "label, not all 0")
     return tuple(float(w) for w in weights), format
 
 

@@ -63,7 +63,8 @@ class StarConfig:
     select: str = setting("correct", "train on those with the right answer (the paper), with right steps too, the best "
                           "of the right ones by reward, or the best by reward alone: without answers, or blind to them",
                           SELECTIONS)
-    reward_threshold: float | None = setting(None, "least reward to train on, where --select goes by reward")
+    reward_threshold: float | None = setting(None, "least reward to train on, where --select goes by reward", low=-1e30,
+                                            high=1e30)
     dedup: bool = setting(True, "train once on equal rationales of a problem")
     max_per_problem: int | None = setting(None, "most rationales of a problem to train on, the newest first, or by "
                                           "reward the best (default: all; by reward 1)", low=1)

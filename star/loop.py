@@ -157,7 +157,8 @@ def pooled(pool: Pool, tried: Sequence[Generation], made: Sequence[Generation], 
     if pool.empty:
         return {}
     scored = any(g.reward is not None for g in made)
-    return {"sources": by_source(made, kept, chosen), **({"judge": agreement(tried)} if scored else {})}
+    new = [g for g in chosen if g.iteration == made[0].iteration]  # --keep all trains on older ones too
+    return {"sources": by_source(made, kept, new), **({"judge": agreement(tried)} if scored else {})}
 
 
 def measure(rollout: Rollout, pool: Pool, state: State, n: int, validation: Sequence[Problem],
@@ -197,7 +198,8 @@ def nothing_solved(n: int, tried: Sequence[Generation], retried: Sequence[Genera
     if right or config.select in ("reward", "reward-blind"):
         why = "none of these has right steps throughout" if config.select == "correct+steps" else (
             "none of these has a reward" + ("" if config.reward_threshold is None else
-                                            f" of at least {config.reward_threshold}"))
+                                            f" of at least {config.reward_threshold}")
+            + " (what is cut off, or too long for the judge, has none: raise --max-new-tokens, or take another judge)")
         return (f"iteration {n}: of {len(tried) + len(retried)} answers {right} are right ({how}), but --select "
                 f"{config.select} lets none through: {why}; take another --select, or more --samples")
     hint = "" if retried else "hints (leave out --no-rationalize), "

@@ -9,7 +9,6 @@ loaded at a time beside the student, the judge when all have answered. Hints are
 no files and chooses nothing: star/run does the one, star/select the other.
 """
 
-import math
 import re
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -19,18 +18,21 @@ from star import prompts
 from star.best_of import auc_within
 from star.config import StarConfig
 from star.problem import Candidate, Chunk, Completion, Event, Generation, Phase, Problem, Scored, Tick
-from star.reward import Judge
+from star.reward import Judge, is_score
 from star.rollout import CHUNK, Rollout
 from star.sampler import Sampler
 from star.select import choose_problems
 from star.tasks import Task
 
 RATED = 256  # answers that a judge is given at a time, for the progress bar
-OPENS = re.compile(  # what templates put in front of an answer, and tags around it
-    r"<\|im_start\|>\s*assistant\s*|<start_of_turn>\s*model\s*|<\|start_header_id\|>\s*assistant\s*<\|end_header_id\|>"
-    r"|<\|assistant\|>|<\|start_of_role\|>\s*assistant\s*<\|end_of_role\|>|<extra_id_1>\s*Assistant\s*|\[/INST\]"
-    r"|<s>|<bos>|<\|begin_of_text\|>|</?think>|</?answer>")
-CLOSES = re.compile(r"(?i)<\|[a-z][\w ]*\|>|<end_of_turn>|<start_of_turn>|</s>|<eos>|\[INST\]|<extra_id_\d+>")
+OPENS = re.compile(  # what templates put in front of an answer
+    r"\s*(?:<\|im_start\|>\s*assistant\b|<start_of_turn>\s*model\b|<\|start_header_id\|>\s*assistant\s*"
+    r"<\|end_header_id\|>|<\|assistant\|>|<\|start_of_role\|>\s*assistant\s*<\|end_of_role\|>|<extra_id_1>\s*Assistant\b"
+    r"|\[/INST\]|<s>|<bos>|<\|begin_of_text\|>)")
+TAGS = re.compile(r"</?(?:think|answer)>")
+CLOSES = re.compile(r"(?i)<\|(?:im_(?:start|end)|eo[tm]_id|end|endoftext|(?:begin|end)_of_text|(?:start|end)_of_role"
+                    r"|user|system|assistant|start_header_id|(?:start|end)_of_turn(?:_token)?)\|>"
+                    r"|<(?:start|end)_of_turn>|</s>|<eos>|\[INST\]|<extra_id_\d+>")
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,11 @@ class Pool:
                     continue
                 g = carried(home, key, problem, candidate.text)
                 made.append((replace(g, scores=candidate.scores, reward=candidate.reward), True))
+        if made:
+            yield Phase(n, "generate", len(made), "files")
         new = iter([g for g, is_new in made if is_new])
+        for _ in made:
+            yield Tick(0)
         while chunk := list(islice(new, CHUNK * home.sampler.slots)):
             yield Chunk(chunk)
         return [g for g, _ in made]
@@ -161,7 +167,7 @@ def scored(g: Generation, judge: Judge, scores: tuple[float, ...] | None) -> Gen
     if scores is None:
         return g
     for label, score in zip(judge.labels, scores, strict=True):
-        if not math.isfinite(score):
+        if not is_score(score):
             raise ValueError(f"the judge {judge.name} gives {label} {score} to the answer of {g.source} to problem "
                              f"{g.problem}, sample {g.sample}: its weights are unsound, or too large for this dtype")
     named = {label: round(score, 6) for label, score in zip(judge.labels, scores, strict=True)}
@@ -173,7 +179,9 @@ def clean(text: str) -> str:
 
     "<|im_start|>assistant\\nIt is 4.<|im_end|>\\n<|im_start|>user" -> "It is 4."
     """
-    return CLOSES.split(OPENS.sub("", text).lstrip(), maxsplit=1)[0].strip()
+    while opening := OPENS.match(text):
+        text = text[opening.end() :]
+    return TAGS.sub("\n", CLOSES.split(text, maxsplit=1)[0]).strip()  # a line each: words must not grow together
 
 
 def fitted(task: Task, problem: Problem, text: str, chat: bool) -> str:
@@ -184,7 +192,7 @@ def fitted(task: Task, problem: Problem, text: str, chat: bool) -> str:
     text = text.removeprefix(cue).lstrip() if cue else text
     for stop in task.stop:
         if stop.isspace():
-            text = re.sub(r"\s*\n\s*\n\s*", "\n", text)  # paragraphs become lines
+            text = "\n".join(line.rstrip() for line in text.split("\n") if line.strip())  # paragraphs become lines
         text = text.partition(stop)[0].rstrip()
     return text if chat or question[-1:].isspace() else f" {text}"
 
@@ -223,8 +231,9 @@ def by_source(generations: Sequence[Generation], kept: Sequence[Generation], cho
 def agreement(tried: Sequence[Generation]) -> dict:
     """How well a judge tells right from wrong answers to the same problem: of unhinted tries.
 
-    {"problems": those that have both, "auc": {"reward": [AUC, low, high], attribute: ...}, "ties": share of problems
-    whose best reward stands on several texts, "unscored": answers without a score}. AUC 0.5: it knows nothing.
+    {"problems": those that have both, "auc": [AUC, low, high] of the total reward, "by_attribute": {name: the same},
+    "ties": share of problems whose best reward stands on several texts, "unscored": answers without a score}. AUC 0.5:
+    it knows nothing.
     """
     of: dict[str, list[Generation]] = {}
     for g in tried:
@@ -236,8 +245,8 @@ def agreement(tried: Sequence[Generation]) -> dict:
         return [round(x, 4) for x in auc_within([(score(g), g.kept) for g in rated] for rated in of.values())]
 
     both = sum(len({g.kept for g in rated}) == 2 for rated in of.values())
-    values = {"reward": lambda g: g.reward} | {name: lambda g, name=name: g.scores[name] for name in names}
-    return {"problems": both, "auc": {name: auc(score) for name, score in values.items()} if both else {},
+    by = {name: auc(lambda g, name=name: g.scores[name]) for name in names} if both else {}
+    return {"problems": both, "auc": auc(lambda g: g.reward) if both else None, "by_attribute": by,
             "ties": ties(of.values()), "unscored": sum(g.finish == "stop" and g.reward is None for g in tried)}
 
 

@@ -7,7 +7,6 @@ here reads a folder (checkpoints/reward does), trains a head (star/judge) or cho
 Scores compare answers to the same question only: so say the cards of NVIDIA's judges.
 """
 
-import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -32,8 +31,14 @@ WEIGHTS = {
 FORMATS = ("plain", "chat", "steerlm")
 SYSTEM = ("A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
           "detailed, and polite answers to the user's questions.")  # fmt: skip
+MOST = 1e30  # size of a score or weight: what is larger is no judgement, and could add up to infinity
 TURN = re.compile(r"(?:^|\n)<extra_id_1>(User|Assistant)\n")  # how HelpSteer writes several turns into one question
 LOGITS = 256  # positions whose logits exist at a time
+
+
+def is_score(value: object) -> bool:
+    """A number that a score, rating or weight can be: not true or false, not NaN, not beyond MOST."""
+    return type(value) in (int, float) and -MOST < value < MOST
 
 
 def choose_weights(labels: Sequence[str], spec: str | None, own: Sequence[float] | None = None) -> tuple[float, ...]:
@@ -64,7 +69,7 @@ def choose_weights(labels: Sequence[str], spec: str | None, own: Sequence[float]
         except ValueError:
             raise ValueError(f"--reward-weights is {spec!r}, neither numbers nor one of {', '.join(WEIGHTS)}; {needs}"
                              ) from None
-        if not all(map(math.isfinite, given)) or not any(given):
+        if not all(map(is_score, given)) or not any(given):
             raise ValueError(f"--reward-weights is {spec!r}; the weights must be finite and not all 0")
         if len(given) == len(labels):
             return given

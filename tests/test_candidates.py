@@ -56,6 +56,10 @@ def test_a_file_of_answers(read):
     found, _ = read({"problem": "1+2", "text": "=3"}, name="gemini.jsonl")
     assert found[0].source == "gemini"  # the file's name
     assert read(line(prompt="Add:\n1+2\n"))[0][0].text == TRUE["1+2"]
+    assert len(read(line(text="=3", scores="x"), line(text="=3", scores=1.0), skip_bad=True)[0]) == 1  # the good one
+    listed = read(b'[{"problem": "1+2", "text": "=3"}, 5]', name="list.json", skip_bad=True)
+    assert len(listed[0]) == 1
+    assert "entry 2" in listed[1][1]
 
 
 def test_scores_of_a_judge_elsewhere(read):
@@ -79,6 +83,10 @@ def test_scores_of_a_judge_elsewhere(read):
     (line(source="student"), ["source 'student'", "the model that is trained"]),
     (line(source="mistral"), ["source 'mistral'", "a generator"]), (line(source=["a"]), ["field 'source'"]),
     (line(text="It is 3."), ["the student's tokenizer has no token for 'I'"]),
+    (line(text="=3", prompt="1+2\n=3\n8+9\n"), ["its prompt does not hold"]),
+    (line(text="=3", prompt="11+2"), ["its prompt does not hold"]),
+    (b'{"problem": "1+2", "problem": "0+0", "text": "=0"}', ["line 2 is not JSON", "'problem' stands in it twice"]),
+    (line(text="=3", scores={"reward": 10**400}), ["scores is", "finite"]),
     (line(text="=3", prompt="8+9\n"), ["its prompt does not hold what problem '1+2' asks here"]),
     (line(text="=3", scores=[1, 2]), ["scores is [1, 2]", "five"]), (line(text="=3", scores={}), ["scores is {}"]),
     (line(text="=3", scores={"a": float("nan")}), ["scores is", "finite"]),
@@ -141,6 +149,12 @@ def test_what_cannot_serve_is_refused(planned, judge, tmp_path, digit):
     refused(lambda: planned(generators=str(student)), words=["named student", "is trained"])
     refused(lambda: planned(generators=str(tmp_path / "none")), words=["no model folder"], error=FileNotFoundError)
     refused(lambda: planned(generators=str(SHIPPED), chat=True), words=["tiny-adder", "has no chat template"])
+    refused(lambda: planned(candidates="a.jsonl,a.jsonl"), words=["a.jsonl is not there"], error=FileNotFoundError)
+    (tmp_path / "a.jsonl").write_text(json.dumps(line(text="=3")) + "\n")
+    twice = f"{tmp_path}/a.jsonl,{tmp_path}/../{tmp_path.name}/a.jsonl"
+    refused(lambda: planned(candidates=twice), words=["twice: each answer counts once"])
+    unscored = str(tmp_path / "a.jsonl")
+    refused(lambda: planned(candidates=unscored, reward_weights="1"), words=["no line of --candidates"])
     refused(lambda: planned(generators=str(judge)), words=["is a judge", "--reward"])
     refused(lambda: planned(reward=str(SHIPPED)), words=["no score head", "--reward-by likelihood"])
     refused(lambda: planned(reward=str(judge), reward_weights="1,2"), words=["--reward-weights needs 5 numbers"])

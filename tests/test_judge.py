@@ -190,7 +190,7 @@ def test_the_command_learns_pairs(strength, tmp_path, capsys):
     data = write(tmp_path / "data.jsonl", rows)
     held = write(tmp_path / "held.jsonl", rows[:5])
     code, out, _ = command(capsys, "--base", SHIPPED, "--data", data, "--heldout", held, "--out", tmp_path / "judge",
-                           "--steps", 2, "--batch-size", 4, "--labels", "better", "--format", "steerlm")
+                           "--steps", 2, "--batch-size", 4, "--labels", "better")
     assert code == 0
     assert "20 rows; 1 that say nothing left out; held out 5;" in out
     assert re.search(r"[\d.]+ % of 5 pairs in right order", out)

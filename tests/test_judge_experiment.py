@@ -49,7 +49,7 @@ def judged(monkeypatch):
                 for i, p in enumerate(problems) for k in range(samples)]
         return [said(p.id, 0, "2" if i % 4 == 0 else "9", None) for i, p in enumerate(problems)], made
 
-    monkeypatch.setattr(judge, "load_judge", lambda folder: SimpleNamespace(labels=["quality"]))
+    monkeypatch.setattr(judge, "load_judge", lambda folder, task: SimpleNamespace(labels=["quality"]))
     monkeypatch.setattr(judge, "checksum", lambda folder: 7)
     monkeypatch.setattr(judge, "answers", answers)
     monkeypatch.setattr(judge.Run, "open", lambda folder: SimpleNamespace(
@@ -80,7 +80,7 @@ def faked_runs(monkeypatch, stops=()):
         if not stopped:
             append(folder / "metrics.jsonl", [
                 {"iteration": i, "accuracy": {"mean": s}, "interval": {"mean": [s - 0.05, s + 0.05]}} |
-                ({"new_tokens": 1500, "judge": {"auc": {"reward": [0.9, 0.8, 0.95]}}} if i else {})
+                ({"new_tokens": 1500, "judge": {"auc": [0.9, 0.8, 0.95]}} if i else {})
                 for i, s in enumerate(shares)])
             right = [("a", "student", "right"), ("b", "student", "wrong"), ("b", "tiny-adder", "right"),
                      ("a", "tiny-adder", "right"), ("c", "tiny-adder", "wrong")]
@@ -150,7 +150,8 @@ def test_answers_of_a_real_generator_and_judge(monkeypatch):
     checkpoints.save_reward_model(RewardModel(model, head, ["a", "b"], weights=(1.0, -2.0), format="plain"), folder)
     shutil.copy(SHIPPED / "tokenizer.model", folder)
     monkeypatch.setattr(checkpoints, "load_adapter", lambda *_: None)
-    task, mine = Arithmetic(range(1, 3)), judge.load_judge(folder)
+    task = Arithmetic(range(1, 3))
+    mine = judge.load_judge(folder, task)
     problems = task.heldout[:3]
     run = SimpleNamespace(config=StarConfig(seed=3), adapter=lambda n: None)
     greedy, tries = judge.answers(run, 3, problems, task, mine, 4)

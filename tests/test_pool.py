@@ -10,7 +10,7 @@ from test_loop import setup as setup  # the fixture
 
 import checkpoints
 from star.loop import State, star
-from star.pool import Model, Pool, agreement, by_source, carried, clean, ties
+from star.pool import Model, Pool, agreement, by_source, carried, clean, fitted, ties
 from star.problem import Candidate, Chunk, Generation, Phase, Scored
 from star.reward import Judge
 from star.rollout import Rollout, result
@@ -90,7 +90,7 @@ def test_all_sources_are_verified_alike_and_only_the_student_gets_hints(setup, m
     strange = by_name["claude", "5", 0, "generate"]  # letters that the student has no token for
     assert (strange.verdict, strange.tokens, strange.logprob) == ("unparsed", (), None)
     assert [e.source for e in events if isinstance(e, Phase) and e.name in ("generate", "rationalize")] == [
-        "student", "mistral", "student"]
+        "student", "mistral", "files", "student"]
     assert opened == ["mistral"]
     assert "7" not in {g.problem for g in generations if g.source == "mistral"}
 
@@ -112,7 +112,8 @@ def test_the_best_right_one_is_trained_on(setup, monkeypatch, tokenizer):
     assert all(g.scores.keys() == {"length", "oddity"} for g in scored.generations)
     assert len(judge.asked) == len(set(judge.asked))  # equal texts of a problem once
     assert first["judge"]["problems"] == 1  # with right and wrong answers: the 2's
-    assert first["judge"]["auc"].keys() == {"reward", "length", "oddity"}
+    assert first["judge"]["by_attribute"].keys() == {"length", "oddity"}
+    assert first["judge"]["auc"] == [0.0, 0.0, pytest.approx(0.79, abs=0.01)]  # the wrong one is longer
 
 
 @pytest.mark.parametrize(("settings", "kept"), [
@@ -213,8 +214,12 @@ def test_markup_is_no_part_of_an_answer():
                  "It is 4.<|END_OF_TURN_TOKEN|>",
                  "<extra_id_1>Assistant\nIt is 4.\n<extra_id_1>User\n"):
         assert clean(text) == "It is 4.", text
-    assert clean("<think>2 and 2</think>\nIt is 4.") == "2 and 2\nIt is 4."
-    assert clean("a < b and |x| > 3, so [INS] <b>") == "a < b and |x| > 3, so [INS] <b>"
+    assert clean("<think>2 and 2</think>\nIt is 4.") == "2 and 2\n\nIt is 4."
+    assert clean("<think>8 + 4 = 1</think>2") == "8 + 4 = 1\n2"  # not 12
+    assert clean("The answer is <answer>1</answer>2") == "The answer is \n1\n2"
+    assert clean("The answer is 4<s>2") == "The answer is 4<s>2"  # in the middle it is no opening
+    for text in ("a < b and |x| > 3, so [INS] <b>", "If |x|<|y|> 3 then"):
+        assert clean(text) == text
 
 
 def test_a_foreign_answer_is_written_as_the_student_would(setup):
@@ -225,6 +230,7 @@ def test_a_foreign_answer_is_written_as_the_student_would(setup):
     assert carried(home, key, task.train[1], " 1+1\n\n=2 ").text == "1+1\n\n=2"
     task.stop = ("\n\n",)
     assert carried(home, key, task.train[1], " 1+1 \n \n=2\n\n").text == "1+1\n=2"  # paragraphs become lines
+    fitted(task, task.train[1], "a" + " " * 10**6 + "\n" + " " * 10**6 + "b", chat=False)  # in no time
     task.stop = ("\n9",)
     assert carried(home, key, task.train[1], "=2\n9+9").text == "=2"
     task.question = lambda problem: problem.question
@@ -240,18 +246,18 @@ def test_a_foreign_answer_is_written_as_the_student_would(setup):
 def test_agreement_compares_answers_to_one_problem_only():
     """a: right above wrong; b: one of two pairs in order; c and d have one kind only; e is not rated."""
     def rated(p, verdict, reward, k=0, phase="generate"):
-        return made(p, f"{k}", verdict, reward=reward, scores={"s": -reward}, sample=k, phase=phase)
+        return made(p, f"{k}", verdict, reward=reward, scores={"reward": -reward}, sample=k, phase=phase)
 
     tried = [rated("a", "right", 9.0), rated("a", "wrong", 8.0, 1), rated("b", "right", 1.0),
              rated("b", "wrong", 2.0, 1), rated("b", "unparsed", 0.0, 2), rated("c", "right", -5.0),
              rated("d", "wrong", 50.0), made("e", "", "wrong")]
     found = agreement(tried)
     assert (found["problems"], found["unscored"]) == (2, 1)
-    assert found["auc"]["reward"][0] == 0.75
-    assert found["auc"]["s"][0] == 0.25
-    low, high = found["auc"]["reward"][1:]
-    assert 0 < low < 0.75 < high <= 1
-    assert agreement([made("e", "", "wrong")]) == {"problems": 0, "auc": {}, "ties": 0.0, "unscored": 1}
+    value, low, high = found["auc"]
+    assert 0 < low < 0.75 == value < high <= 1
+    assert found["by_attribute"]["reward"][0] == 0.25  # an attribute may be called so
+    assert agreement([made("e", "", "wrong")]) == {
+        "problems": 0, "auc": None, "by_attribute": {}, "ties": 0.0, "unscored": 1}
     assert ties([[rated("a", "right", 1.0), rated("a", "wrong", 1.0, 1)], [rated("b", "right", 2.0)],
                  [rated("c", "right", 2.0), rated("c", "right", 1.0, 1)]]) == 0.5
 

@@ -36,7 +36,7 @@ from star.reward import Judge
 from star.rollout import Rollout, result
 from star.run.flags import Parser, command
 from star.run.folder import Run, append, read_lines
-from star.run.others import loaded, plan_judge
+from star.run.others import fits, loaded, plan_judge
 from star.run.plots import figure, save
 from star.sampler import Sampler
 from star.tasks.arithmetic import HELD_OUT, Arithmetic, lengths_of, split
@@ -51,10 +51,13 @@ BANDS = ("majority", "judge")  # the picture shows the intervals of these
 Share = tuple[float, float, float]  # a share with the ends of its 95 % interval
 
 
-def load_judge(folder: Path) -> Judge:
-    """The judge in this folder, as train.py --reward would use it."""
+def load_judge(folder: Path, task: Arithmetic) -> Judge:
+    """The judge in this folder, as train.py --reward would use it. ValueError if it cannot read the task."""
     config, device = StarConfig(reward=str(folder)), torch.device("cpu")
-    return loaded(plan_judge(folder, config, device), config, device)
+    judge = plan_judge(folder, config, device)
+    for note in fits(judge, task):
+        print(f"note    {note}")
+    return loaded(judge, config, device)
 
 
 def checksum(folder: Path) -> int:
@@ -137,8 +140,8 @@ def agreement(problems: Sequence[Problem], of: dict[str, list[Generation]], labe
     found = {}
     for group in dict.fromkeys(p.group for p in problems):
         tries = [of[p.id] for p in problems if p.group == group]
-        values = {"reward": reward, "likelihood": lambda g: g.logprob / max(len(g.tokens), 1)}
-        values |= {label: lambda g, label=label: (g.scores or {}).get(label, -math.inf) for label in labels}
+        values = {label: lambda g, label=label: (g.scores or {}).get(label, -math.inf) for label in labels}
+        values |= {"reward": reward, "likelihood": lambda g: g.logprob / max(len(g.tokens), 1)}
         both = sum(len({g.verdict == "right" for g in one}) == 2 for one in tries)
         auc = {name: auc_within([(value(g), g.verdict == "right") for g in one] for one in tries)
                for name, value in values.items() if both}
@@ -305,7 +308,7 @@ def main(argv: list[str]) -> int:
         lengths_of(args.digits)
         made_with |= {"--samples": args.samples, "--digits": args.digits, "--problems": args.problems}
     if {"best-of", "star"} & set(parts):
-        judge = load_judge(args.reward)  # refused now, not in ten minutes
+        judge = load_judge(args.reward, Arithmetic(range(1, 6)))  # refused now, not in ten minutes
         made_with |= {"a judge of checksum": checksum(args.reward)}
     if "pool" in parts:
         if not SECOND.is_dir():

@@ -70,7 +70,7 @@ def arms_table(metrics: Metrics) -> list[str]:
     """Markdown: held-out accuracy of each arm and seed by iteration, what was sampled, how far a judge agreed."""
     n = max(r["iteration"] for records in metrics.values() for r in records)
     columns = ["arm", "seed", "base", *(f"iteration {i}" for i in range(1, n + 1)), "tokens sampled"]
-    aucs = {key: ", ".join(f"{r['judge']['auc']['reward'][0]:.3f}" for r in records if r.get("judge", {}).get("auc"))
+    aucs = {key: ", ".join(f"{r['judge']['auc'][0]:.3f}" for r in records if r.get("judge", {}).get("auc"))
             for key, records in metrics.items()}
     judged = any(aucs.values())
     columns += ["AUC of the judge"] * judged

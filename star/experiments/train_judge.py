@@ -25,7 +25,7 @@ from checkpoints.reward import pad_of
 from star.device import choose_device, choose_dtype
 from star.judge import Preferred, Rated, correlation, new_judge, pairs_right, score_items, train_judge
 from star.prompts import unknown
-from star.reward import ATTRIBUTES, FORMATS, Judge, RewardModel, choose_weights
+from star.reward import ATTRIBUTES, FORMATS, Judge, RewardModel, choose_weights, is_score
 from star.run.flags import Parser, command
 from star.tasks.records import Record, field, read_records
 
@@ -55,7 +55,7 @@ def number(record: Record, name: str) -> float | None:
     value = record[1].get(name)
     if value is None or value == MISSING:
         return None
-    if type(value) not in (int, float) or not math.isfinite(value):
+    if not is_score(value):
         raise ValueError(f"{record[0]}: {name!r} is {value!r}; it must be a finite number, or null where it is missing")
     return float(value)
 
@@ -68,12 +68,13 @@ def labels_of(records: Sequence[Record], kind: str, given: str | None) -> list[s
             raise ValueError(f"--labels {given}: pairs say only which answer is better: give one label")
         return names
     there = {k: None for _, r in records for k, v in r.items() if type(v) in (int, float) and v != MISSING}
-    names = given.split(",") if given else [a for a in ATTRIBUTES if a in there] or list(there)
+    names = given.split(",") if given else [a for a in ATTRIBUTES if a in there]
     if absent := [n for n in names if n not in there]:
         raise ValueError(f"--labels {given}: no row has a number called {absent[0]!r}; there is "
                          f"{', '.join(there) or 'none at all'}")
     if not names:
-        raise ValueError(f"{records[0][0]}: there are responses but no ratings, in no row: {ADVICE}")
+        raise ValueError(f"{records[0][0]}: there are responses but no ratings by HelpSteer's names; --labels names "
+                         f"others, of {', '.join(there) or 'none at all'}")
     if len(set(names)) < len(names):
         raise ValueError(f"--labels {given} names a label twice")
     return names
@@ -168,8 +169,8 @@ def flags(argv: list[str]):
                         help="of the base, and of the folder written; the head is float32 [auto]")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ... [auto]")
     args = parser.parse_args(argv)
-    for name, least in (("steps", 1), ("batch_size", 1), ("rank", 0)):
-        if getattr(args, name) < least:
+    for name, least in (("steps", 1), ("batch_size", 1), ("rank", 0), ("max_tokens", 1)):
+        if getattr(args, name) is not None and getattr(args, name) < least:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least {least}")
     if not (math.isfinite(args.lr) and args.lr > 0):
         raise ValueError(f"--lr is {args.lr}; it must be above 0")

@@ -7,15 +7,15 @@
 """
 
 import json
-import math
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from star import prompts
 from star.pool import clean, fitted
 from star.problem import STUDENT, Candidate, Problem
-from star.reward import ATTRIBUTES, choose_weights
+from star.reward import ATTRIBUTES, choose_weights, is_score
+from star.run.history import clip
 from star.tasks import Task, records
 from star.tasks.records import Record, named
 
@@ -40,11 +40,15 @@ class Reader:
         self.heldout = {p.id for p in self.task.heldout}
         self.labels: tuple[str, list[str]] | None = None  # where scores stood first, and their names
         self.seen: dict[tuple[str, str, str], str] = {}  # (problem, source, text) -> where it stands
+        self.files: set[Path] = set()
 
     def read(self, path: str | Path) -> list[Candidate]:
         """The answers of a file. FileNotFoundError, or ValueError that names the first line that cannot be used and how
         many there are; with skip_bad they are left out, and counted in `notes`."""
         path, found, bad = Path(path), [], []
+        if path.resolve() in self.files:
+            raise ValueError(f"--candidates names {path} twice: each answer counts once")
+        self.files.add(path.resolve())
         for where, record in records.each(path):
             try:
                 if isinstance(record, ValueError):
@@ -58,11 +62,12 @@ class Reader:
         if not found:
             raise ValueError(f"{bad[0]}{more}: nothing is left of the file" if bad else
                              f"{path} is empty: it needs answers {{problem, text, source}}, one a line")
-        sources = ", ".join(dict.fromkeys(c.source for c in found))
+        found = self.weighed(found)
+        sources = clip(named(list(dict.fromkeys(c.source for c in found))), 120)
         self.notes.append(f"{path.name}: {len(found)} answers to {len({c.problem for c in found})} problems, from "
                           f"{sources}; these problems are drawn first")
         if bad:
-            self.notes.append(f"{path.name}: {len(bad)} lines are left out, such as {bad[0]}")
+            self.notes.append(f"{path.name}: {len(bad)} lines are left out, such as {clip(bad[0], 300)}")
         return found
 
     def candidate(self, record: Record, stem: str) -> Candidate:
@@ -83,17 +88,18 @@ class Reader:
                              f"{'the model that is trained' if source == STUDENT else 'a generator'}: give another")
         self.check_prompt(where, values, asked)
         text = clean(text)
-        first = self.seen.setdefault((problem, source, text), where)
-        if first != where:
+        first = self.seen.get((problem, source, text))
+        if first is not None:
             raise ValueError(f"{where} repeats {first.rpartition(', ')[2]}: the same answer of {source} to {problem!r}")
         self.check_text(where, asked, text)
         scores = self.read_scores(where, values["scores"]) if values.get("scores") is not None else None
-        return Candidate(problem, source, text, scores, self.total(scores))
+        self.seen[problem, source, text] = where
+        return Candidate(problem, source, text, scores)
 
     def check_prompt(self, where: str, values: dict, asked: Problem) -> None:
         """ValueError if the line answers another question: ids count the lines of a file that may have changed."""
-        prompt = values.get("prompt")
-        if prompt is not None and (not isinstance(prompt, str) or self.task.question(asked).strip() not in prompt):
+        prompt, question = values.get("prompt"), self.task.question(asked).strip()
+        if prompt is not None and not (isinstance(prompt, str) and f"\n{prompt.strip()}".endswith(f"\n{question}")):
             raise ValueError(f"{where}: its prompt does not hold what problem {asked.id!r} asks here "
                              f"({self.task.question(asked)[:60]!r}): the data or the task's options are others")
 
@@ -112,9 +118,7 @@ class Reader:
             given = {"reward": given}
         if isinstance(given, list) and len(given) == len(ATTRIBUTES):
             given = dict(zip(ATTRIBUTES, given, strict=True))
-        sound = isinstance(given, dict) and given and all(
-            type(v) in (int, float) and math.isfinite(v) for v in given.values())
-        if not sound:
+        if not (isinstance(given, dict) and given and all(map(is_score, given.values()))):
             raise ValueError(f"{where}: scores is {json.dumps(given)[:60]}; it must be {{attribute: number}}, the five "
                              "numbers of HelpSteer's attributes, or one number, all finite")
         first, labels = self.labels = self.labels or (where, list(given))
@@ -123,8 +127,10 @@ class Reader:
                              "can only be compared by the same judge's")
         return {label: float(given[label]) for label in labels} if self.scores else None
 
-    def total(self, scores: dict[str, float] | None) -> float | None:
-        if scores is None:
-            return None
-        weights = choose_weights(list(scores), self.weights)
-        return round(sum(w * s for w, s in zip(weights, scores.values(), strict=True)), 6)
+    def weighed(self, found: list[Candidate]) -> list[Candidate]:
+        """With the weighted sum of their scores, where they have some. ValueError for weights that do not fit."""
+        if self.labels is None or not self.scores:
+            return found
+        weights = choose_weights(self.labels[1], self.weights)
+        return [c if c.scores is None else replace(c, reward=round(
+            sum(w * s for w, s in zip(weights, c.scores.values(), strict=True)), 6)) for c in found]

@@ -40,9 +40,10 @@ def questions(task: Task, problems: Sequence[Problem]) -> Iterator[dict]:
     """A record a problem: examples in front where the task shows some, or where it checks steps, solutions it knows."""
     shots = []
     if not task.prefix and task.gold(task.train[0]) is not None and task.check_steps(task.train[0], "") is not None:
-        shots = task.train[:: max(1, len(task.train) // SHOWN)][:SHOWN]
-    worked = "".join(task.question(p) + (task.gold(p) or "") + task.between for p in shots)
+        shots = task.train[:: max(1, len(task.train) // (SHOWN + 1))][: SHOWN + 1]
     for p in problems:
+        others = [s for s in shots if s.id != p.id][:SHOWN]  # not its own
+        worked = "".join(task.question(s) + (task.gold(s) or "") + task.between for s in others)
         yield {"problem": p.id, "prompt": (task.few_shot(p) or worked) + task.question(p)}
 
 
@@ -54,7 +55,7 @@ def write_rollouts(path: Path, config: StarConfig, options: dict, limit: int | N
     """
     alone = {name: DEFAULTS[name] for name in (*OF_OTHERS, "hint_samples", "max_per_problem", "wanted")}
     config = replace(config, rationalize=False, **alone)
-    plan = make_plan(config, options)
+    plan = make_plan(config, options, trains=False)
     if path.exists():
         raise FileExistsError(f"{path} exists: give the name of a new file")
     sampler = build(plan)

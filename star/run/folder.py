@@ -128,7 +128,8 @@ class Run:
             lines = [r for r in read_lines(folder / name) if r["iteration"] <= run.iteration]
             write_atomically(folder / name, "".join(json.dumps(r) + "\n" for r in lines).encode())
         records = whole_chunks(read_lines(run.samples(run.iteration + 1)))
-        write_atomically(run.samples(run.iteration + 1), "".join(json.dumps(r) + "\n" for r in records).encode())
+        if run.samples(run.iteration + 1).exists():
+            write_atomically(run.samples(run.iteration + 1), "".join(json.dumps(r) + "\n" for r in records).encode())
         known = {m["iteration"]: m["validation"]["mean"] for m in run.metrics() if "validation" in m}
         state = State(run.iteration, known)
         run._write_state(state.iteration, state.best, state.done(run.config))

@@ -68,8 +68,10 @@ def _checked(record: dict, path: Path, number: int) -> Generation:
     try:
         g = generation(record)
         named = g.phase in SAMPLED and g.verdict in VERDICTS
-        numbers, texts = (g.iteration, g.sample), (g.problem, g.text, g.answer or "")
-        if not (named and all(isinstance(n, int) for n in numbers) and all(isinstance(t, str) for t in texts)):
+        numbers, texts = (g.iteration, g.sample), (g.problem, g.text, g.answer or "", g.source)
+        scores = [*(g.scores or {}).values(), *([] if g.reward is None else [g.reward])]
+        if not (named and all(isinstance(n, int) for n in numbers) and all(isinstance(t, str) for t in texts)
+                and all(isinstance(s, int | float) for s in scores)):
             raise TypeError("a field has a value that it cannot have")
     except (AttributeError, KeyError, TypeError) as e:
         raise ValueError(f"{path}, line {number}, is no generation that this version knows: {e}") from None

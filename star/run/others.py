@@ -21,9 +21,11 @@ from star.pool import Model, Pool
 from star.problem import STUDENT, Candidate, Problem
 from star.reward import Judge, Likelihood, RewardModel, choose_weights
 from star.run.candidates import Reader
+from star.run.history import clip
 from star.run.memory import memory
 from star.run.models import JOIN, load_base, load_tokenizer, measure_prompts, outline, room
 from star.sampler import Sampler
+from star.select import set_aside
 from star.tasks import Task
 from star.tasks.records import named
 
@@ -52,7 +54,7 @@ def plan_others(config: StarConfig, task: Task, tokenizer, student: Decoder, max
     for folder in folders:
         model, line, need = plan_model(folder, config, task, max_new, device)
         models.append(model)
-        said.append(f"pool    {model.name}: {line}")
+        said.append(f"pool    {clip(model.name, 60)}: {line}")
         most = max(most, need)
         if model.left_out:
             notes.append(f"{len(model.left_out)} problems do not fit into the context of {model.name}: "
@@ -63,6 +65,7 @@ def plan_others(config: StarConfig, task: Task, tokenizer, student: Decoder, max
     if reader.labels and config.reward:
         notes.append(f"the scores in --candidates are not used: {Path(config.reward).name} scores all answers")
     rewarded(config, candidates)
+    notes += answered(config, task, candidates)
     judge = None
     if config.reward:
         judge = plan_judge(Path(config.reward), config, device)
@@ -80,9 +83,21 @@ def folders_of(paths: str | None) -> list[Path]:
 
 def rewarded(config: StarConfig, candidates: Sequence[Candidate]) -> None:
     """ValueError where answers are to be chosen by a reward that nobody gives."""
+    if config.reward_weights and not config.reward and all(c.reward is None for c in candidates):
+        raise ValueError(f"--reward-weights {config.reward_weights} weighs scores, and no line of --candidates has any")
     if config.ranks and not config.reward and not any(c.reward is not None for c in candidates):
         raise ValueError(f"--select {config.select} chooses by reward, but no line of --candidates has scores: name a "
                          "reward model by --reward")
+
+
+def answered(config: StarConfig, task: Task, candidates: Sequence[Candidate]) -> list[str]:
+    """A note on answers that nobody learns from, since --validation set their problems aside. ValueError if all are,
+    and nobody else answers."""
+    aside = {p.id for p in set_aside(task.train, config.validation)[0]}
+    lost = sum(c.problem in aside for c in candidates)
+    if lost == len(candidates) and candidates and not config.samples and not config.generators:
+        raise ValueError(f"--validation {config.validation} sets all problems aside that --candidates answer: lower it")
+    return [f"{lost} answers in --candidates are to problems that --validation sets aside: not used"] if lost else []
 
 
 def plan_model(folder: Path, config: StarConfig, task: Task, max_new: int, device: torch.device
@@ -135,10 +150,10 @@ def loaded(judge: Judge, config: StarConfig, device: torch.device) -> Judge:
 
 def described(judge: Judge) -> str:
     """For people: what it is, how it is asked, what its attributes count."""
-    total = " ".join(f"{w:+g} {label}" for w, label in zip(judge.weights, judge.labels, strict=True) if w)
+    total = " ".join(f"{w:+g} {clip(label, 40)}" for w, label in zip(judge.weights, judge.labels, strict=True) if w)
     how = {"plain": "asked as the task asks", "chat": "asked in its chat template", "steerlm": "asked with SteerLM's "
            "markers"}[judge.format]
-    return f"{judge.name}: {checkpoints.describe(judge.scorer.model)}; {how}; reward = {total}"
+    return f"{clip(judge.name, 60)}: {checkpoints.describe(judge.scorer.model)}; {how}; reward = {total}"
 
 
 def asked(judge: Judge, task: Task, problem: Problem) -> str:

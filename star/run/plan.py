@@ -52,10 +52,11 @@ class Plan:
 
 
 def make_plan(config: StarConfig, options: dict, of: Callable[[Task], Task] = lambda task: task,
-              generates: bool = True) -> Plan:
+              generates: bool = True, trains: bool = True) -> Plan:
     """The plan of a run with these settings and task options. ValueError or OSError says what cannot be.
 
-    of: what to make of the task before it is used. generates: False for a run that samples no training text.
+    of: what to make of the task before it is used. generates: False for a run that samples no training text. trains:
+    False for one that only samples.
     """
     folder, device = Path(config.model or checkpoints.SHIPPED), choose_device(config.device)
     model = outline(folder, config, device)
@@ -63,7 +64,7 @@ def make_plan(config: StarConfig, options: dict, of: Callable[[Task], Task] = la
     if not tokenizer.eos_ids:
         raise ValueError(f"{folder} names no end-of-sequence token: config.json needs eos_token_id")
     task = of(load_task(config.task, **options))
-    suits(task, config)
+    suits(task, config, trains)
     max_new = config.max_new_tokens or task.max_new_tokens
     lengths, too_long = measure_prompts(task, tokenizer, max_new, model.config.max_pos)
     notes = list(task.notes)
@@ -81,13 +82,13 @@ def make_plan(config: StarConfig, options: dict, of: Callable[[Task], Task] = la
     return Plan(config, device, model, tokenizer, task, max_new, lengths, work, needs, notes + others.notes, others)
 
 
-def suits(task: Task, config: StarConfig) -> None:
+def suits(task: Task, config: StarConfig, trains: bool = True) -> None:
     """ValueError for settings that speak of what the task does not have: examples, answers, steps to check."""
     unanswered = [p.id for p in [*task.train, *task.heldout] if not p.answer]
     if unanswered and len(unanswered) < len(task.train) + len(task.heldout):
         raise ValueError(f"{len(unanswered)} problems of task {config.task} have no answer, such as "
                          f"{named(unanswered)}: give all of them one, or none")
-    if unanswered and (config.select != "reward" or not config.reward):
+    if unanswered and trains and (config.select != "reward" or not config.reward):
         raise ValueError(f"task {config.task} has no answers to compare with: choose by a reward model alone, with "
                          "--select reward --reward DIR")
     if unanswered and config.eval_samples:

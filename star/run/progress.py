@@ -118,9 +118,8 @@ def agreement(m: dict) -> list[str]:
     more = f"; {judge['unscored']} without a score" if judge["unscored"] else ""
     if not judge["auc"]:
         return [f"judge and verifier cannot be compared: no problem has both right and wrong answers{more}"]
-    auc = dict(judge["auc"])
-    value, low, high = auc.pop("reward")
-    parts = ", ".join(f"{clip(name, 16)} {a:.2f}" for name, (a, *_) in auc.items()) if len(auc) > 1 else ""
+    (value, low, high), by = judge["auc"], judge["by_attribute"]
+    parts = ", ".join(f"{clip(name, 16)} {a:.2f}" for name, (a, *_) in by.items()) if len(by) > 1 else ""
     return [f"judge and verifier agree with AUC {value:.2f} ({low:.2f}-{high:.2f}) in the {judge['problems']} problems "
             f"with right and wrong answers; ties {judge['ties']:.0%}{more}" + (f" [{parts}]" if parts else "")]
 

@@ -35,7 +35,7 @@ def own_flags(doc: str) -> Parser:
     group = parser.add_argument_group("files for and from other models")
     group.add_argument("--questions", type=Path, metavar="FILE", help="write training questions, to be sent elsewhere")
     group.add_argument("--rollouts", type=Path, metavar="FILE", help="write what the model samples for them")
-    group.add_argument("--samples", type=int, default=1, help="rollouts: of each [1]")
+    group.add_argument("--samples", type=int, help="rollouts: of each [1]")
     group = parser.add_argument_group("what a run generated")
     group.add_argument("--problem", help="list: one problem's rationales; 17 finds train-17")
     group.add_argument("--verdict", help=f"list: {', '.join([*VERDICTS, *OUTCOMES])}")
@@ -70,6 +70,10 @@ def read_args(argv: list[str], doc: str) -> Namespace:
         (args.files and (args.question is not None or args.trace or args.best_of), "--questions and --rollouts write a "
          "file and answer nothing: leave out the question, --trace and --best-of"),
         (args.questions and args.rollouts, "--questions and --rollouts write a file each: give one of them alone"),
+        (args.samples is not None and not args.rollouts, "--samples belongs to --rollouts: leave it out"),
+        (args.limit is not None and args.question is not None, "--limit lists, or writes files: leave it out"),
+        ((args.reward or args.generators) and not args.best_of and not args.files, "--reward and --generators belong "
+         "to --best-of N: say how many answers"),
         (args.files and (args.reward or args.generators), "--questions and --rollouts know one model and no judge: "
          "leave out --reward and --generators"),
         (args.rollouts and args.model and not args.task, "--rollouts answers a task's problems: name a --task"),

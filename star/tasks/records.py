@@ -31,7 +31,7 @@ def find(data: Path, names: Sequence[str], inside: str, what: str) -> Path:
     raise FileNotFoundError(f"--data {data} holds no {' or '.join(names)}: give the folder with {what}")
 
 
-def read_records(path: str | Path) -> list[Record]:
+def read_records(path: str | Path, objects: bool = True) -> list[Record]:
     """Objects of a .jsonl file (one a line), or of a .json file: a list, or an object that holds one list.
 
     Raises FileNotFoundError, or ValueError with the file and the line.
@@ -49,7 +49,7 @@ def read_records(path: str | Path) -> list[Record]:
     if not records:
         raise ValueError(f"{path} is empty: it needs JSON objects, one a line")
     for where, record in records:
-        if not isinstance(record, dict):
+        if objects and not isinstance(record, dict):
             raise ValueError(f"{where}: a JSON object is needed, this is {json.dumps(record)[:60]}")
     return records
 
@@ -59,7 +59,7 @@ def each(path: str | Path) -> Iterator[tuple[str, Any]]:
     some lines may be left out; a .json file is read as a whole. FileNotFoundError."""
     path = Path(path)
     if path.suffix.lower() == ".json" or not path.is_file():
-        yield from read_records(path)
+        yield from read_records(path, objects=False)
         return
     for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         if line.strip():
@@ -79,9 +79,18 @@ def _lines(path: Path, text: str) -> list[Record]:
 
 def _parsed(where: str, line: str) -> Any:
     try:
-        return json.loads(line)
+        return json.loads(line, object_pairs_hook=_once)
     except (ValueError, RecursionError) as e:
         raise ValueError(f"{where} is not JSON ({_why(e)}): {line.strip()[:60]!r}") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs; ValueError if a key stands twice, which JSON readers pass over in silence."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [k for k, _ in pairs]
+        raise ValueError(f"{next(k for k in names if names.count(k) > 1)[:60]!r} stands in it twice")
+    return found
 
 
 def _whole(path: Path, text: str) -> list[Record]:
@@ -100,7 +109,9 @@ def _whole(path: Path, text: str) -> list[Record]:
 
 def _why(e: Exception) -> str:
     """What json complains of, without its line number, which is 1 for every line that is read alone."""
-    return f"{e.msg}, column {e.colno}" if isinstance(e, json.JSONDecodeError) else "too deep, or a number too long"
+    if isinstance(e, json.JSONDecodeError):
+        return f"{e.msg}, column {e.colno}"
+    return str(e) if "stands in it twice" in str(e) else "too deep, or a number too long"
 
 
 def field(record: Record, name: str, advice: str) -> Any:
