@@ -269,3 +269,22 @@ def test_facts_name_the_machine():
     said = facts(checkpoints.load_model(SHIPPED), 4)
     assert said["device"] == "cpu"
     assert said["dtype"] == "float32"
+
+
+@pytest.mark.parametrize("what", ["candidates", "model", "data"])
+def test_what_a_run_stands_on_may_not_change_before_it_goes_on(tmp_path, what):
+    """Files and folders that settings and options name; what is not there is refused elsewhere."""
+    (tmp_path / "model").mkdir()
+    files = {"candidates": tmp_path / "a.jsonl", "model": tmp_path / "model" / "weights", "data": tmp_path / "d.jsonl"}
+    for file in files.values():
+        file.write_bytes(b"x" * 3_000_000)
+    config = StarConfig(model=str(tmp_path / "model"), candidates=str(files["candidates"]))
+    options = {"data": str(files["data"]), "shots": 3, "few_shot": "nowhere"}
+    Run.create(tmp_path / "run", config, options, {})
+    Run.resume(tmp_path / "run")
+    files[what].write_bytes(b"x" * 2_999_999 + b"y")
+    named = files[what] if what != "model" else tmp_path / "model"
+    refused(Run.resume, tmp_path / "run", words=(f"{named} is not what", "put the former one back"))
+    files[what].unlink()
+    if what != "model":
+        Run.resume(tmp_path / "run")

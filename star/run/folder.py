@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 import time
+import zlib
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -28,6 +29,8 @@ from star.config import DEFAULTS, StarConfig
 from star.decoder import Decoder
 from star.loop import State
 from star.problem import SAMPLED, Chunk, Event, Finished, Generation, Phase, Scored, Tick
+
+ENDS = 2**20  # bytes of a file, at either end, that its checksum is made of
 
 
 @dataclass
@@ -86,7 +89,7 @@ class Run:
         for part in ("samples", "adapters"):
             (folder / part).mkdir(parents=True, exist_ok=True)
         write_json(folder / "config.json", {"settings": asdict(config), "options": options, "learns": learns,
-                                             **facts})
+                                             "inputs": inputs(config, options), **facts})
         run = cls(folder, config, options)
         run._write_state(-1, None, False)
         return run
@@ -122,8 +125,15 @@ class Run:
 
     @classmethod
     def resume(cls, folder: Path, **changed) -> tuple["Run", State, list[Generation]]:
-        """(run, state, what star/loop needs of the generations made); settings are the run's own but for `changed`."""
+        """(run, state, what star/loop needs of the generations made); settings are the run's own but for `changed`.
+
+        ValueError also for a model or data that were replaced since: what was judged then would meet others now.
+        """
         run = cls.open(folder, **changed)
+        began, now = read_json(folder / "config.json").get("inputs") or {}, inputs(run.config, run.options)
+        for path in began.keys() & now.keys():
+            if began[path] != now[path]:
+                raise ValueError(f"{path} is not what {folder} began with: put the former one back, or start a new run")
         for name in ("metrics.jsonl", "timings.jsonl"):  # a stop may have come between these and state.json
             lines = [r for r in read_lines(folder / name) if r["iteration"] <= run.iteration]
             write_atomically(folder / name, "".join(json.dumps(r) + "\n" for r in lines).encode())
@@ -200,6 +210,27 @@ class Run:
         self.iteration, self.best, self.finished = iteration, best, finished
         chosen = {} if best is None else {"best": best}
         write_json(self.folder / "state.json", {"iteration": iteration, "finished": finished, **chosen})
+
+
+def inputs(config: StarConfig, options: dict) -> dict[str, int]:
+    """path -> checksum of each file and folder that settings and task options name, and that is there."""
+    named = [config.model, config.reward, *(config.generators or "").split(","), *(config.candidates or "").split(",")]
+    paths = {str(p) for p in (*named, *options.values()) if p and isinstance(p, str | Path) and Path(p).exists()}
+    return {p: checksum(Path(p)) for p in sorted(paths)}
+
+
+def checksum(path: Path) -> int:
+    """Of a file, or of the files in a folder: of their names and sizes, and of what stands at their ends."""
+    code = 0
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        if file.is_file():
+            size = file.stat().st_size
+            code = zlib.crc32(f"{file.name} {size}".encode(), code)
+            with open(file, "rb") as f:
+                code = zlib.crc32(f.read(ENDS), code)
+                f.seek(max(0, size - ENDS))
+                code = zlib.crc32(f.read(ENDS), code)
+    return code
 
 
 def append(path: Path, records: list[dict]) -> None:
