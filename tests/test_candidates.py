@@ -15,6 +15,7 @@ import train
 from star.config import StarConfig
 from star.reward import ATTRIBUTES, RewardModel
 from star.run.candidates import Reader
+from star.run.exchange import questions
 from star.run.others import plan_others
 from star.run.plan import make_plan
 from star.tasks import load_task
@@ -220,6 +221,9 @@ def test_questions_go_out_and_answers_come_in(own_folder, tmp_path, capsys):
     for a in asked:  # worked solutions stand in front, since the task shows no examples
         assert a["prompt"].endswith("\n\n" + task.question(by_id[a["problem"]]))
         assert a["prompt"].startswith(task.question(task.train[0]) + task.gold(task.train[0]) + "\n\n")
+    first = task.train[0]  # one of those that stand in front: it must not be shown its own solution
+    (own,) = questions(task, [first])
+    assert own["prompt"].count(task.question(first)) == 1
     answers = [a | {"text": task.gold(by_id[a["problem"]]), "source": "claude"} for a in asked]
     (tmp_path / "claude.jsonl").write_text("".join(json.dumps(a) + "\n" for a in answers))
     assert train.main(["--digits", "1", "--samples", "0", "--candidates", "claude.jsonl", "--iterations", "1",

@@ -9,9 +9,10 @@ from test_loop import Riddles, Scripted, answer, finished, trained_on
 from test_loop import setup as setup  # the fixture
 
 import checkpoints
+from star.draws import seed_of
 from star.loop import State, star
 from star.pool import Model, Pool, agreement, by_source, carried, clean, fitted, ties
-from star.problem import Candidate, Chunk, Generation, Phase, Scored
+from star.problem import Candidate, Chunk, Generation, Phase, Problem, Scored, Shot
 from star.reward import Judge
 from star.rollout import Rollout, result
 from star.run.folder import Run, generation, read_lines
@@ -314,3 +315,49 @@ def test_another_models_draws_are_its_own(setup, tokenizer):
     assert {g.seed for g in alone}.isdisjoint(g.seed for g in guests)
     assert [g.text for g in guests] == [g.text for g in alone]
     assert {g.source for g in guests} == {"m"}
+
+
+def test_another_model_is_asked_as_a_base_is(setup, tokenizer):
+    """Behind the examples in every iteration, where the student that was trained sees them no more."""
+    task = Riddles()
+    task.shots, task.between = [Shot(Problem("s", "21+21", "42"), "=42")], "\n"
+    guest = Scripted(checkpoints.load_model(SHIPPED), tokenizer, right)
+    pool = Pool([Model("m", lambda: (guest, tokenizer))])
+    sampler, *rest = setup(right, task, few_shot_sample="base", iterations=2)
+    list(star(sampler, *rest, pool=pool))
+    assert len(guest.asked) == 2 * 8
+    assert all(text.startswith("21+21\n=42") for text in guest.asked)
+    assert [text.startswith("21+21") for text in sampler.asked] == [True] * 12 + [False] * (4 + 8 + 4)
+
+
+def test_half_of_what_another_model_said_is_not_asked_again(setup, tokenizer):
+    sampler, _, task, config = setup(right)
+    guest = Scripted(checkpoints.load_model(SHIPPED), tokenizer, right)
+    pool = Pool([Model("m", lambda: (guest, tokenizer))])
+    whole = result(pool.answers(Rollout(sampler, tokenizer, task, config), 1, task.train))
+    guest.asked.clear()
+    again = result(pool.answers(Rollout(sampler, tokenizer, task, config, whole[:5]), 1, task.train))
+    assert again == whole
+    assert len(guest.asked) == 3
+
+
+def test_equal_answers_to_a_problem_are_rated_once(setup, tokenizer):
+    sampler, _, task, config = setup(right, samples=3, temperature=1.0)
+    home, judge = Rollout(sampler, tokenizer, task, config), Numbers(lambda question, text: (1.0, 0.0))
+    tried = home.complete(1, "generate", task.train)
+    rated = result(Pool(judge=lambda: judge).score(home, 1, tried, task.train))
+    assert len(judge.asked) == len(task.train)
+    assert [g.reward for g in rated] == [1.0] * 24
+
+
+def test_right_steps_are_asked_for(setup, monkeypatch, tokenizer):
+    """And only what has them counts for --wanted: with 3 slots, one is found among the first three problems."""
+    seen, task = trained_on(monkeypatch), Riddles()
+    sampler, *rest = setup(right, task, select="correct+steps", rationalize=False)
+    task.check_steps = lambda problem, text: problem.id in ("2", "5")
+    assert finished(star(sampler, *rest))[1]["kept"] == 8
+    assert sorted(tokenizer.decode(list(e.tokens)) for e in seen[0]) == ["2+2\n=4", "5+5\n=10"]
+    sampler, *rest = setup(right, task, select="correct+steps", rationalize=False, wanted=1)
+    drawn = [p.id for p in Pool().draw(task.train, rest[2], seed_of(0, 1, "draw"))]
+    task.check_steps = lambda problem, text: problem.id == drawn[4]
+    assert finished(star(sampler, *rest))[1]["problems"] == 6  # three, and three more
