@@ -6,7 +6,7 @@
 
 Another model answers with its own tokenizer, chat template and few-shot text; only its text is carried over. One is
 loaded at a time beside the student, the judge when all have answered. Hints are the student's alone (line 4). It reads
-no files and chooses nothing: star/run does the one, star/select the other.
+no files (star/run/candidates), and what is trained on star/select says.
 """
 
 import re

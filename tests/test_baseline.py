@@ -84,7 +84,7 @@ def test_it_trains_on_the_problems_of_stars_first_iteration(setup, monkeypatch, 
 
     monkeypatch.setattr(lora, "reset", lambda model, seed: resets.append(seed) or reset(model, seed))
     monkeypatch.setattr(baseline, "choose_problems", spy)
-    monkeypatch.setattr("star.loop.choose_problems", spy)
+    monkeypatch.setattr("star.pool.choose_problems", lambda train, n, seed: spy(train, n, seed) if train else [])
     settings = {"problems": 30, "validation": 7, "seed": 4, "epochs": 2.0, "first_steps": 28}
     metrics = finished(baseline.learn(*setup(sums("gold"), **settings), State(), []))
     assert metrics[1]["steps"] == 15  # 30 examples, 4 a step
