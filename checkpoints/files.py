@@ -18,6 +18,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from star.text import once
+
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 INFINITY = {torch.float64: 0x7FF0 << 48, torch.float32: 0x7F80 << 16, torch.float16: 0x7C00, torch.bfloat16: 0x7F80}
 CHUNK = 2 << 20  # bytes read at a time: small enough that the next look at them finds them in the processor's cache
@@ -25,21 +27,12 @@ MOST_HEADER = 100_000_000  # bytes; the format's own limit
 INDEX = "model.safetensors.index.json"
 
 
-def _once(pairs: list[tuple[str, object]]) -> dict:
-    """The object of these pairs; ValueError if a key stands twice, which JSON readers pass over in silence."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [k for k, _ in pairs]
-        raise ValueError(f"{next(k for k in names if names.count(k) > 1)!r} stands in it twice")
-    return found
-
-
 def read_json(path: Path) -> dict:
     """The object in a JSON file. FileNotFoundError or ValueError names the file."""
     if not path.is_file():
         raise FileNotFoundError(f"no {path.name} in {path.parent}")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
+        data = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=once)
     except (ValueError, RecursionError) as e:
         raise ValueError(f"{path} is not JSON: {e}") from None
     if not isinstance(data, dict):
@@ -128,7 +121,7 @@ class TensorFile:
                 length = int.from_bytes(f.read(8), "little")
                 if size < 8 or length > min(size - 8, MOST_HEADER):
                     raise ValueError(f"it has {size:,} bytes and a header of {length:,}")
-                header = json.loads(f.read(length).decode(), object_pairs_hook=_once)
+                header = json.loads(f.read(length).decode(), object_pairs_hook=once)
             self.entries = _entries(header, 8 + length, size)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
             raise ValueError(f"{path} is damaged or cut short ({e}): fetch it again") from None

@@ -1,7 +1,7 @@
 """Text of a row that is still growing: where a stop string ends it, and how much of it may be shown already.
 
 Decodes ids as a list, always: a token may be half a character, and a stop string may begin and end inside tokens. Also
-what of any text is safe to print.
+what of any text is safe to print, and JSON in which nothing is passed over.
 """
 
 from collections.abc import Sequence
@@ -70,3 +70,11 @@ class TextStream:
 def visible(text: str) -> str:
     """Text without what a terminal obeys or cannot show: escapes, control and format characters, lone surrogates."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+def once(pairs: list[tuple[str, object]]) -> dict:
+    """The JSON object of these pairs; ValueError if a key stands twice, which JSON readers pass over in silence."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [k for k, _ in pairs]
+        raise ValueError(f"{next(k for k in names if names.count(k) > 1)[:60]!r} stands in it twice")
+    return found

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from star.problem import Problem, Shot
+from star.text import once
 
 Record = tuple[str, dict[str, Any]]  # where it stands ("train.jsonl, line 12"), and what stands there
 
@@ -79,18 +80,9 @@ def _lines(path: Path, text: str) -> list[Record]:
 
 def _parsed(where: str, line: str) -> Any:
     try:
-        return json.loads(line, object_pairs_hook=_once)
+        return json.loads(line, object_pairs_hook=once)
     except (ValueError, RecursionError) as e:
         raise ValueError(f"{where} is not JSON ({_why(e)}): {line.strip()[:60]!r}") from None
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of these pairs; ValueError if a key stands twice, which JSON readers pass over in silence."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [k for k, _ in pairs]
-        raise ValueError(f"{next(k for k in names if names.count(k) > 1)[:60]!r} stands in it twice")
-    return found
 
 
 def _whole(path: Path, text: str) -> list[Record]:
