@@ -4,7 +4,7 @@ Without a question it is a prompt to type into. With --trace it shows one proble
 --best-of several answers to a question and which of them a judge picks. It takes the newest finished run, or the model
 that ships; with --model a folder's model goes on with any text, or answers the questions of --task. With --run and no
 question it lists what that run generated (star/run/history). --questions and --rollouts write files for and from other
-models (star/run/candidates); nothing else on disk is changed.
+models (star/run/exchange); nothing else on disk is changed.
 """
 
 import os
