@@ -4,9 +4,9 @@
 
 With two answers half of all wrong rationales arrive at the right one. Three arms learn from the same base: `correct`
 from all of these (STaR), `correct+steps` from those whose steps the task finds right, `correct+reward` from those that
-a judge rates well. The judge is the base with a head: it has seen the base's own rationales for other coins, with what
-the task's checker said of their steps; since next to none of these are right, also the right one of each coin, and two
-with an error. Part of star/experiments/judge; what has ended is not run again.
+a judge rates well. The judge is the base with a head: of other coins it has seen the right rationale beside the base's
+own with the right answer and wrong steps, and beside two with a planted error. (Rated one by one it learns to tell by
+the answer, since the base hardly ever says "yes".) Part of star/experiments/judge; what has ended is not run again.
 """
 
 import json
@@ -15,6 +15,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from checkpoints.files import read_json, write_json
 from star.config import DEFAULTS, StarConfig
 from star.experiments.judge_runs import Metrics, percent, run_arms
@@ -22,6 +24,7 @@ from star.problem import Generation
 from star.rollout import Rollout
 from star.run.folder import append, generation, read_lines
 from star.run.launch import call
+from star.run.others import loaded, plan_judge
 from star.run.plan import build, make_plan
 from star.tasks import load_task
 
@@ -32,10 +35,10 @@ RUN = {  # of each arm; few and short, since a real model takes its time on two 
     "max_per_problem": 1, "slots": 128,
 }
 ENOUGH = 100  # rationales to train on, after which an arm that needs no judge samples no more
-JUDGE = ["--labels", "correctness", "--steps", "48", "--batch-size", "12", "--lr", "5e-4", "--heldout", "0.15"]
-THRESHOLD = 2.0  # half of HelpSteer's scale
+JUDGE = ["--labels", "steps", "--steps", "64", "--batch-size", "8", "--lr", "1e-3", "--heldout", "0.15"]
+TOLD = 40  # pairs that the judge's threshold is taken from
 ARMS = {"correct+steps": {"wanted": ENOUGH}, "correct": {"wanted": ENOUGH}, "correct+reward": {
-    "reward_threshold": THRESHOLD}}  # in this order: the first samples most from the base, which the others take over
+    "reward_threshold": None}}  # in this order: the first samples most from the base, which the others take over
 
 
 def run(out: Path, model: Path | None, data: Path | None, seeds: Sequence[int], iterations: int) -> int:
@@ -52,7 +55,8 @@ def run(out: Path, model: Path | None, data: Path | None, seeds: Sequence[int], 
     for seed in seeds:
         first = None
         for arm, more in ARMS.items():
-            more = more | {"reward": str(out / "judge")} if arm == "correct+reward" else more
+            if arm == "correct+reward":
+                more = {"reward": str(out / "judge"), "reward_threshold": threshold(out)}
             if first is not None:
                 share(first, out / f"{arm}-{seed}", more | {"select": arm})
             code, found = run_arms(out, {arm: given | more | {"select": arm}}, [seed])
@@ -100,41 +104,48 @@ def split(data: Path, out: Path) -> dict[str, Path]:
 
 
 def train_judge(out: Path, model: Path, coins: Path) -> int:
-    """Rationales of the base for these coins, rated by the task's checker, and a judge that learned from them."""
-    ratings = out / "ratings.jsonl"
-    if not ratings.is_file():
+    """A judge that learned from pairs: the right rationale of each coin, and wrong ones of the same coin."""
+    pairs = out / "pairs.jsonl"
+    if not pairs.is_file():
         print(f"\n{TRIES} rationales for each of the judge's {JUDGED} coins", flush=True)
         config = StarConfig(**{k: v for k, v in RUN.items() if k in ("task", "temperature", "rationalize", "slots")},
                             model=str(model), samples=TRIES, heldout_problems=1)
         plan = make_plan(config, {"data": coins})
-        made = Rollout(build(plan), plan.tokenizer, plan.task, config).complete(
-            1, "generate", [*plan.task.train, *plan.task.heldout])
-        by_id = {p.id: p for p in [*plan.task.train, *plan.task.heldout]}
-        texts = [(by_id[g.problem], g.text) for g in made if g.finish == "stop"]
-        right = sum(plan.task.check_steps(*pair) for pair in texts)
-        print(f"of {len(texts)} rationales that ended {right} have right steps", flush=True)
-        rng = random.Random("errors")
-        for p in by_id.values():
-            texts += [(p, plan.task.gold(p)), *((p, spoiled(plan.task.gold(p), rng)) for _ in range(2))]
-        append(ratings, [{"prompt": plan.task.question(p), "response": text,
-                          "correctness": 4 * bool(plan.task.check_steps(p, text))} for p, text in texts])
+        task, problems = plan.task, [*plan.task.train, *plan.task.heldout]
+        made = Rollout(build(plan), plan.tokenizer, task, config).complete(1, "generate", problems)
+        print(f"of {len(made)} rationales {sum(g.kept for g in made)} have the right answer, "
+              f"{sum(g.steps_right is True for g in made)} right steps", flush=True)
+        rng, lines = random.Random("errors"), []
+        for p in problems:
+            wrong = [spoiled(task.gold(p), rng) for _ in range(2)]
+            wrong += {g.text for g in made if g.problem == p.id and g.kept and not g.steps_right}
+            lines += [{"prompt": task.question(p), "chosen": task.gold(p), "rejected": text} for text in wrong]
+        append(pairs, lines)
     if (out / "judge" / "config.json").is_file():
         return 0
-    return call(["-m", "star.experiments.train_judge", "--base", str(model), "--data", str(ratings), "--out",
+    return call(["-m", "star.experiments.train_judge", "--base", str(model), "--data", str(pairs), "--out",
                  str(out / "judge"), *JUDGE])
 
 
+def threshold(out: Path) -> float:
+    """Half-way between what the judge gives to right and to wrong rationales, of some of its own pairs."""
+    config, device = StarConfig(reward=str(out / "judge")), torch.device("cpu")
+    judge = loaded(plan_judge(out / "judge", config, device), config, device)
+    pairs = random.Random("threshold").sample(read_lines(out / "pairs.jsonl"), TOLD)
+    means = [sum(judge.total(scores) for scores in judge.rate([(p["prompt"], p[key]) for p in pairs])) / len(pairs)
+             for key in ("chosen", "rejected")]
+    print(f"the judge gives {means[0]:.3f} to right rationales and {means[1]:.3f} to wrong ones on average", flush=True)
+    return round(sum(means) / 2, 4)
+
+
 def spoiled(text: str, rng: random.Random) -> str:
-    """A right rationale with one error: a person left out, or a state turned, with all that follows from it or not."""
+    """A right rationale with an error that leaves its answer: a person left out, or a state turned."""
     sentences = text.strip().removesuffix(".").split(". ")
     at = rng.randrange(1, len(sentences) - 2)  # one of the people; the first and the last two are not
-    kind = rng.choice(("missing", "turned", "carried on"))
-    if kind == "missing":
+    if rng.random() < 0.5:
         del sentences[at]
     else:
-        swap = {"heads": "tails", "tails": "heads", "yes": "no", "no": "yes"}
-        end = len(sentences) if kind == "carried on" else at + 1
-        sentences[at:end] = [re.sub(r"heads|tails|\b(yes|no)$", lambda m: swap[m[0]], s) for s in sentences[at:end]]
+        sentences[at] = re.sub("heads|tails", lambda m: "tails" if m[0] == "heads" else "heads", sentences[at])
     return f" {'. '.join(sentences)}."
 
 
