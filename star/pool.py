@@ -157,9 +157,12 @@ class Pool:
 
 
 def judge_pair(judge: Judge, task: Task, problem: Problem, text: str) -> tuple[str, str]:
-    """(question, answer) as the judge is asked: in the task's own words, or as a turn of a conversation."""
+    """(question, answer) as the judge is asked: in the task's own words, or as a turn of a conversation.
+
+    Without the blanks at its end, which say who wrote it (a stop string leaves some) and not how good it is.
+    """
     if judge.format == "plain":
-        return task.question(problem), text
+        return task.question(problem), text.rstrip()
     return task.turn(problem), text.strip()
 
 

@@ -11,7 +11,7 @@ from test_loop import setup as setup  # the fixture
 import checkpoints
 from star.draws import seed_of
 from star.loop import State, star
-from star.pool import Model, Pool, agreement, by_source, carried, clean, fitted, ties
+from star.pool import Model, Pool, agreement, by_source, carried, clean, fitted, judge_pair, ties
 from star.problem import Candidate, Chunk, Generation, Phase, Problem, Scored, Shot
 from star.reward import Judge
 from star.rollout import Rollout, result
@@ -242,6 +242,15 @@ def test_a_foreign_answer_is_written_as_the_student_would(setup):
     long = carried(home, key, task.train[1], "1" * 999 + "\n=2")
     assert (long.verdict, long.finish) == ("length", "length")  # the student could not write it to its end
     assert long.tokens[-1] != tokenizer.eos_ids[0]
+
+
+def test_a_judge_does_not_see_who_wrote_it(setup):
+    """The blanks at the end are a sampler's, not an answer's: a judge once learned from them alone."""
+    task = Riddles()
+    judge = Numbers(None)
+    assert judge_pair(judge, task, task.train[1], " =2 \n") == ("1+1\n", " =2")
+    judge.format = "chat"
+    assert judge_pair(judge, task, task.train[1], " =2 \n") == ("1+1", "=2")
 
 
 def test_agreement_compares_answers_to_one_problem_only():

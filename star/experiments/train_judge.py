@@ -95,7 +95,8 @@ def item_of(record: Record, kind: str, judge: Judge) -> Rated | Preferred | None
     where = record[0]
     if kind_of(record) != kind:
         raise ValueError(f"{where} is of another form than the rows before it: {ADVICE}")
-    prompt, answers = words(record, "prompt"), [words(record, name) for name in KINDS[kind]]
+    prompt = words(record, "prompt")
+    answers = [words(record, name).rstrip() for name in KINDS[kind]]  # as star/pool asks: no cue of who wrote it
     try:
         rows = [judge.encode(prompt, answer) for answer in answers]
     except ValueError as e:
