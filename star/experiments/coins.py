@@ -154,9 +154,9 @@ def heldout(folder: Path, iteration: int) -> list[Generation]:
 
 def table(out: Path, metrics: Metrics) -> list[str]:
     """Markdown, a line an arm, seed and iteration: how many held-out answers are right, with right steps, which are
-    said, and of what was trained on how much had right steps."""
-    lines = ["| arm | seed | iteration | right, % (95 %) | right steps, % | says yes, no, else | trained on, of them "
-             "right steps |", "|---|---|---|---|---|---|---|"]
+    said, and how many rationales were trained on."""
+    lines = ["| arm | seed | iteration | right, % (95 %) | right steps, % | says yes, no, else | trained on |",
+             "|---|---|---|---|---|---|---|"]
     for (arm, seed), rows in metrics.items():
         for m in rows:
             judged = heldout(out / f"{arm}-{seed}", m["iteration"])
