@@ -261,9 +261,8 @@ def write_file(args) -> str:
     if args.questions:
         return write_questions(args.questions, config, options, args.limit, args.seed)
     temperature = args.temperature if args.temperature is not None else 0.7 if (args.samples or 1) > 1 else 0.0
-    config = replace(config, samples=args.samples or 1, temperature=temperature, seed=args.seed, hint_samples=None,
-                     max_per_problem=None, wanted=None)
-    return write_rollouts(args.rollouts, config, options, args.limit, iteration, adapter)
+    return write_rollouts(args.rollouts, config, options, args.limit, iteration, adapter, samples=args.samples or 1,
+                          temperature=temperature, seed=args.seed)
 
 
 def responder(args) -> tuple[str, Callable[[str], None]]:

@@ -146,6 +146,11 @@ class StarConfig:
         return int(self.first_steps * self.growth ** (iteration - 1) + 1e-9)
 
 
+def several(paths: str | None) -> list[str]:
+    """The paths in a setting that may name several: of "a, b" a and b."""
+    return [part.strip() for part in (paths or "").split(",") if part.strip()]
+
+
 def kind_of(f: Field) -> type:
     """The type of a setting's values, None aside: int for `int | None`."""
     return next(t for t in get_args(f.type) or (f.type,) if t is not NoneType)

@@ -12,7 +12,6 @@ no files (star/run/candidates), and what is trained on star/select says.
 import re
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 
 from star import prompts
 from star.best_of import auc_within
@@ -64,7 +63,7 @@ class Guest(Rollout):
 class Pool:
     """Who answers beside the student, and who scores all answers. With neither, a run is plain STaR.
 
-    judge: loads the judge; called once an iteration, when all have answered.
+    judge: loads the judge; called when all have answered, and its weights go when all are scored.
     """
 
     def __init__(self, models: Sequence[Model] = (), candidates: Iterable[Candidate] = (),
@@ -109,24 +108,22 @@ class Pool:
         return (yield from Guest(model.name, sampler, tokenizer, home).run(n, "generate", problems))
 
     def _read(self, home: Rollout, n: int, problems: Sequence[Problem]) -> Generator[Event, None, list[Generation]]:
-        made, counted = [], {}
+        made, counted, size = [], {}, CHUNK * home.sampler.slots
         for problem in problems:
             for candidate in self.candidates.get(problem.id, []):
                 sample = counted[problem.id, candidate.source] = counted.get((problem.id, candidate.source), -1) + 1
                 key = (n, "generate", problem.id, sample, candidate.source)
-                if key in home.given:
-                    made.append((home.given[key], False))
-                    continue
-                g = carried(home, key, problem, candidate.text)
-                made.append((replace(g, scores=candidate.scores, reward=candidate.reward), True))
+                g = home.given.get(key) or replace(carried(home, key, problem, candidate.text),
+                                                   scores=candidate.scores, reward=candidate.reward)
+                made.append(g)
         if made:
             yield Phase(n, "generate", len(made), "files")
-        new = iter([g for g, is_new in made if is_new])
         for _ in made:
             yield Tick(0)
-        while chunk := list(islice(new, CHUNK * home.sampler.slots)):
-            yield Chunk(chunk)
-        return [g for g, _ in made]
+        new = [g for g in made if g.key not in home.given]
+        for start in range(0, len(new), size):
+            yield Chunk(new[start : start + size])
+        return made
 
     def score(self, home: Rollout, n: int, generations: Sequence[Generation], problems: Iterable[Problem],
               cut_too: bool = False) -> Generator[Event, None, list[Generation]]:

@@ -61,7 +61,8 @@ class Rollout:
         samples, temperature, top_k, top_p = self.config.sampling(phase)
         encoded = [prompts.encode(self.task, p, self.tokenizer, hinted, few_shot) for p in problems]
         prefix, rest = prompts.split_prefix(encoded)
-        keys = [(n, phase, p.id, k, self.source) for p in problems for k in range(samples)]  # i: of i // samples
+        # keys[i]: of problem i // samples
+        keys = [(n, phase, p.id, k, self.source) for p in problems for k in range(samples)]
         order = sorted(range(len(keys)), key=lambda i: len(rest[i // samples]))
         done: dict[int, Generation] = {}
         size = CHUNK * self.sampler.slots

@@ -275,12 +275,14 @@ def test_facts_name_the_machine():
 def test_what_a_run_stands_on_may_not_change_before_it_goes_on(tmp_path, what):
     """Files and folders that settings and options name; what is not there is refused elsewhere."""
     (tmp_path / "model").mkdir()
-    files = {"candidates": tmp_path / "a.jsonl", "model": tmp_path / "model" / "weights", "data": tmp_path / "d.jsonl"}
+    files = {"candidates": tmp_path / "a.jsonl", "model": tmp_path / "model" / "a.safetensors",
+             "data": tmp_path / "d.jsonl"}
     for file in files.values():
         file.write_bytes(b"x" * 3_000_000)
     config = StarConfig(model=str(tmp_path / "model"), candidates=str(files["candidates"]))
     options = {"data": str(files["data"]), "shots": 3, "few_shot": "nowhere"}
     Run.create(tmp_path / "run", config, options, {})
+    (tmp_path / "model" / "README.md").write_text("it may be described")
     Run.resume(tmp_path / "run")
     files[what].write_bytes(b"x" * 2_999_999 + b"y")
     named = files[what] if what != "model" else tmp_path / "model"

@@ -14,7 +14,6 @@ The runs of train.py for the last two are star/experiments/judge_runs; --task co
 import json
 import math
 import sys
-import zlib
 from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -35,7 +34,7 @@ from star.problem import Generation, Problem
 from star.reward import Judge
 from star.rollout import Rollout, result
 from star.run.flags import Parser, command
-from star.run.folder import Run, append, read_lines
+from star.run.folder import Run, append, checksum, read_lines
 from star.run.others import fits, loaded, plan_judge
 from star.run.plots import figure, save
 from star.sampler import Sampler
@@ -58,14 +57,6 @@ def load_judge(folder: Path, task: Arithmetic) -> Judge:
     for note in fits(judge, task):
         print(f"note    {note}")
     return loaded(judge, config, device)
-
-
-def checksum(folder: Path) -> int:
-    """Of a model's weights."""
-    code = 0
-    for file in sorted(folder.glob("*.safetensors")):
-        code = zlib.crc32(file.read_bytes(), code)
-    return code
 
 
 def same_as_before(out: Path, settings: dict) -> None:

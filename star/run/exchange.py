@@ -48,13 +48,13 @@ def questions(task: Task, problems: Sequence[Problem]) -> Iterator[dict]:
 
 
 def write_rollouts(path: Path, config: StarConfig, options: dict, limit: int | None, iteration: int,
-                   adapter: Path | None) -> str:
+                   adapter: Path | None, **draws) -> str:
     """Sample as the run's next iteration would, and write it down; a line that says how much was right.
 
-    config: with the samples, temperature and seed to draw by. What was cut off at the length cap is left out.
+    draws: samples, temperature and seed. What was cut off at the length cap is left out.
     """
     alone = {name: DEFAULTS[name] for name in (*OF_OTHERS, "hint_samples", "max_per_problem", "wanted")}
-    config = replace(config, rationalize=False, **alone)
+    config = replace(config, rationalize=False, **alone, **draws)
     plan = make_plan(config, options, trains=False)
     if path.exists():
         raise FileExistsError(f"{path} exists: give the name of a new file")
@@ -67,7 +67,7 @@ def write_rollouts(path: Path, config: StarConfig, options: dict, limit: int | N
     whole = {(g.problem, g.text.strip()): g for g in made if g.finish == "stop"}  # of equal texts one
     write(path, ({"problem": g.problem, "text": g.text.strip(), "source": source, "verdict": g.verdict}
                  for g in whole.values()))
-    cut, right = (sum(part) for part in zip(*((g.finish != "stop", g.kept) for g in made), strict=True))
+    cut, right = sum(g.finish != "stop" for g in made), sum(g.kept for g in made)
     return (f"{path}: {len(whole)} different answers to {len(problems)} problems; of {len(made)} tries {right} are "
             f"right, {cut} were cut off and are left out. To train on them: train.py --samples 0 --iterations 1 "
             f"--candidates {path}, with the same task")

@@ -19,7 +19,7 @@ from types import SimpleNamespace
 
 import torch
 
-from star.config import CONFLICTS, DEFAULTS, StarConfig, kind_of
+from star.config import CONFLICTS, DEFAULTS, StarConfig, kind_of, several
 from star.tasks import task_names, task_options
 from star.text import visible
 
@@ -129,8 +129,8 @@ def read_flags(argv: list[str], doc: str, more: Callable[[Parser], None] = lambd
     paths = [(settings, k) for k in PATHS] + [(chosen, k) for k, option in options.items() if option.type is Path]
     for values, k in paths:
         if values.get(k):  # absolute, so that the run can be opened from any folder
-            several = str(values[k]).split(",") if k in SEVERAL else [values[k]]
-            values[k] = ",".join(str(Path(str(p).strip()).absolute()) for p in several if str(p).strip())
+            parts = several(values[k]) if k in SEVERAL else [values[k]]
+            values[k] = ",".join(str(Path(p).absolute()) for p in parts)
     return Flags(settings, chosen, **others), argparse.Namespace(**given)
 
 

@@ -25,11 +25,12 @@ import torch
 
 from checkpoints.adapters import save_adapter
 from checkpoints.files import read_json, write_atomically, write_json
-from star.config import DEFAULTS, StarConfig
+from star.config import DEFAULTS, StarConfig, several
 from star.decoder import Decoder
 from star.loop import State
 from star.problem import SAMPLED, Chunk, Event, Finished, Generation, Phase, Scored, Tick
 
+READ = (".safetensors", ".json", ".jsonl", ".model", ".jinja", ".txt")  # what is read of a folder; not its README
 ENDS = 2**20  # bytes of a file, at either end, that its checksum is made of
 
 
@@ -214,15 +215,15 @@ class Run:
 
 def inputs(config: StarConfig, options: dict) -> dict[str, int]:
     """path -> checksum of each file and folder that settings and task options name, and that is there."""
-    named = [config.model, config.reward, *(config.generators or "").split(","), *(config.candidates or "").split(",")]
+    named = [config.model, config.reward, *several(config.generators), *several(config.candidates)]
     paths = {str(p) for p in (*named, *options.values()) if p and isinstance(p, str | Path) and Path(p).exists()}
     return {p: checksum(Path(p)) for p in sorted(paths)}
 
 
 def checksum(path: Path) -> int:
-    """Of a file, or of the files in a folder: of their names and sizes, and of what stands at their ends."""
+    """Of a file, or of what is read of a folder: of names and sizes, and of what stands at the files' ends."""
     code = 0
-    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+    for file in [f for f in sorted(path.iterdir()) if f.suffix in READ] if path.is_dir() else [path]:
         if file.is_file():
             size = file.stat().st_size
             code = zlib.crc32(f"{file.name} {size}".encode(), code)

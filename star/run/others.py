@@ -14,11 +14,11 @@ import torch
 import checkpoints
 from checkpoints.chat import has_chat
 from star import prompts
-from star.config import StarConfig
+from star.config import StarConfig, several
 from star.decoder import Decoder
 from star.device import choose_dtype
-from star.pool import Model, Pool
-from star.problem import STUDENT, Candidate, Problem
+from star.pool import Model, Pool, judge_pair
+from star.problem import STUDENT, Candidate
 from star.reward import Judge, Likelihood, RewardModel, choose_weights
 from star.run.candidates import Reader
 from star.run.history import clip
@@ -45,7 +45,7 @@ class Others:
 def plan_others(config: StarConfig, task: Task, tokenizer, student: Decoder, max_new: int, device: torch.device
                 ) -> Others:
     """Raises ValueError or FileNotFoundError for what cannot serve: which folder, file or line, and why."""
-    folders = folders_of(config.generators)
+    folders = [Path(path) for path in several(config.generators)]
     names = [folder.name for folder in folders]
     if len(set(names)) < len(names) or STUDENT in names:
         raise ValueError(f"--generators has folders named {', '.join(names)}: each must have a name of its own, and "
@@ -60,7 +60,7 @@ def plan_others(config: StarConfig, task: Task, tokenizer, student: Decoder, max
             notes.append(f"{len(model.left_out)} problems do not fit into the context of {model.name}: "
                          f"{named(sorted(model.left_out))}")
     reader = Reader(task, tokenizer, names, config.skip_bad, not config.reward, config.reward_weights)
-    candidates = [c for file in folders_of(config.candidates) for c in reader.read(file)]
+    candidates = [c for file in several(config.candidates) for c in reader.read(file)]
     said += [f"pool    {note}" for note in reader.notes]
     if reader.labels and config.reward:
         notes.append(f"the scores in --candidates are not used: {Path(config.reward).name} scores all answers")
@@ -74,11 +74,6 @@ def plan_others(config: StarConfig, task: Task, tokenizer, student: Decoder, max
         most = max(most, sum(t.nbytes for _, t in judge.scorer.model.tensors()))
     pool = Pool(models, candidates, (lambda: loaded(judge, config, device)) if judge else None)
     return Others(pool, said, notes, most)
-
-
-def folders_of(paths: str | None) -> list[Path]:
-    """Of "a,b" the paths a and b."""
-    return [Path(part.strip()) for part in (paths or "").split(",") if part.strip()]
 
 
 def rewarded(config: StarConfig, candidates: Sequence[Candidate]) -> None:
@@ -156,21 +151,13 @@ def described(judge: Judge) -> str:
     return f"{clip(judge.name, 60)}: {checkpoints.describe(judge.scorer.model)}; {how}; reward = {total}"
 
 
-def asked(judge: Judge, task: Task, problem: Problem) -> str:
-    return task.question(problem) if judge.format == "plain" else task.turn(problem)
-
-
 def fits(judge: Judge, task: Task) -> list[str]:
     """Notes on questions that leave no room for an answer. ValueError if none does, or the judge cannot read one."""
-    most = judge.scorer.max_pos
-    long = []
-    for p in task.train:
-        text = asked(judge, task, p)
-        # a token is a byte at least: most questions need not be encoded
-        if len(text.encode()) + MARKERS >= most and len(ids(judge, text)) >= most:
-            long.append(p.id)
-    ids(judge, asked(judge, task, task.train[0]))  # has its tokenizer all characters?
-    if len(long) == len(task.train):
+    most, asked = judge.scorer.max_pos, {p.id: judge_pair(judge, task, p, "")[0] for p in task.train}
+    long = [p for p, text in asked.items()  # a token is a byte at least: most questions need not be encoded
+            if len(text.encode()) + MARKERS >= most and len(ids(judge, text)) >= most]
+    ids(judge, asked[task.train[0].id])  # has its tokenizer all characters?
+    if len(long) == len(asked):
         raise ValueError(f"the judge {judge.name} reads {most} tokens, and every question of the task has more: take a "
                          "judge with a longer context")
     return [f"{len(long)} questions leave no room for an answer in the {most} tokens of {judge.name}, so their answers "
