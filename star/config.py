@@ -26,7 +26,7 @@ def setting(default, help: str, choices: tuple[str, ...] = (), low: float | None
 class StarConfig:
     """Settings of Algorithm 1 and of what it runs on. Raises ValueError that names the setting, its value and limit."""
 
-    task: str = setting("arithmetic", "what to learn: a file in star/tasks")
+    task: str = setting("arithmetic", "what to learn: a file in star/tasks by its name, or any .py file")
     model: str | None = setting(None, "folder of the base model M (default: the tiny adder that ships)")
     chat: bool = setting(False, "prompts are conversations, in the model's own chat template")
     # the outer loop

@@ -686,8 +686,30 @@ def test_a_file_with_a_load_is_a_task(task_file):
     assert load_task("parity").name == "parity"
     assert len(load_task("parity", digits=2).train) == 99
     for name in ("algebra", "__init__", "../gsm8k", "verifier"):
-        refused(lambda n=name: load_task(n), words=(f"unknown task {name!r}; known are arithmetic, coin_flip,",))
+        refused(lambda n=name: load_task(n), words=(f"unknown task {name!r}", "known are arithmetic, coin_flip,"))
     refused(lambda: load_task("records"), words=("star/tasks/records.py has no function load(...)",))
+
+
+def test_any_file_is_a_task(tmp_path, monkeypatch):
+    """--task mine/odd.py: as a file of star/tasks, with what lies beside it, and its mistakes are named alike."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "beside.py").write_text("EVEN = 'even'\n")
+    (folder / "odd.py").write_text(PARITY.replace("from star.problem", "from beside import EVEN\nfrom star.problem")
+                                   .replace('"even"', "EVEN"))
+    task = load_task("mine/odd.py", digits=2)
+    assert (task.name, len(task.train), task.train[1].answer) == ("odd", 99, "even")
+    assert task_options("mine/odd.py") == {"digits": Option("digits", int, 1, "")}
+    assert type(load_task(str(folder / "odd.py"))) is type(task)
+    refused(lambda: load_task("mine/even.py"), words=("--task mine/even.py: there is no such file",))
+    refused(lambda: load_task("parity"), words=("unknown task 'parity'", "or give a .py file"))
+    refused(lambda: load_task("gsm8"), words=("unknown task 'gsm8': did you mean gsm8k?",))
+    broken = PARITY.replace("return Parity(digits)", "raise ValueError('digits are out')")
+    (folder / "spoken.py").write_text(broken)
+    refused(lambda: load_task("mine/spoken.py"), words=("digits are out",))
+    (folder / "broken.py").write_text(PARITY.replace("return Parity(digits)", "return Parity"))
+    refused(lambda: load_task("mine/broken.py"), words=("mine/broken.py: load gives <class 'task_broken.Parity'>",))
 
 
 def test_shots_are_all_that_few_shot_text_and_conversations_need(task_file):

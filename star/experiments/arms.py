@@ -18,6 +18,7 @@ from star.config import OF_OTHERS, StarConfig
 from star.run.flags import as_flags, command, read_flags, without
 from star.run.folder import read_lines
 from star.run.launch import BASELINE, TRAIN, finish
+from star.tasks import short_name
 
 ARMS = {  # arm -> (the run that it is read from, is it that run's base, its name in the table)
     "direct": ("answers", True, "few-shot, direct"), "few-shot": ("with", True, "few-shot, rationales"),
@@ -77,7 +78,7 @@ def main(argv: list[str]) -> None:
     flags, own = read_flags(argv, __doc__, lambda parser: parser.add_argument(
         "--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help=f"of {', '.join(ARMS)} [all]"))
     config = StarConfig(**flags.settings)
-    out = flags.out or Path("runs") / f"arms-{config.task}"
+    out = flags.out or Path("runs") / f"arms-{short_name(config.task)}"
     more = ["--show", str(flags.show), *as_flags({"price_per_hour": flags.price_per_hour})]
     outcome, folders = {}, {}
     for run in dict.fromkeys(ARMS[arm][0] for arm in own.arms):

@@ -20,7 +20,7 @@ from types import SimpleNamespace
 import torch
 
 from star.config import CONFLICTS, DEFAULTS, StarConfig, kind_of, several
-from star.tasks import task_names, task_options
+from star.tasks import is_file, task_names, task_options
 from star.text import visible
 
 PRESETS = Path(__file__).parent / "presets"
@@ -126,7 +126,8 @@ def read_flags(argv: list[str], doc: str, more: Callable[[Parser], None] = lambd
         raise ValueError("--resume keeps the run's settings: leave out --preset")
     if preset_file is not None:
         settings, chosen = under_flags(preset_file, preset, settings, chosen, options)
-    paths = [(settings, k) for k in PATHS] + [(chosen, k) for k, option in options.items() if option.type is Path]
+    named = [*PATHS, *(["task"] if is_file(settings.get("task", "")) else [])]
+    paths = [(settings, k) for k in named] + [(chosen, k) for k, option in options.items() if option.type is Path]
     for values, k in paths:
         if values.get(k):  # absolute, so that the run can be opened from any folder
             parts = several(values[k]) if k in SEVERAL else [values[k]]

@@ -3,7 +3,8 @@
     config.json            settings, task options, command line, versions, git commit, device, dtype
     metrics.jsonl          one line an iteration; equal runs write equal lines
     timings.jsonl          seconds and tokens/s by phase: all that differs between two equal runs is here or above
-    samples/iter-003.jsonl every generation with its verdict, and its scores if there is a judge
+    samples/iter-003.jsonl every generation with its verdict, its question and the right answer, and its scores if there
+                           is a judge
     adapters/iter-003/     what the model had learned by then, in PEFT's layout
     curves.png             held-out accuracy over iterations
     state.json             where to go on; written last, atomically
@@ -29,6 +30,7 @@ from star.config import DEFAULTS, StarConfig, several
 from star.decoder import Decoder
 from star.loop import State
 from star.problem import SAMPLED, Chunk, Event, Finished, Generation, Phase, Scored, Tick
+from star.tasks import is_file, short_name
 
 READ = (".safetensors", ".json", ".jsonl", ".model", ".jinja", ".txt")  # what is read of a folder; not its README
 ENDS = 2**20  # bytes of a file, at either end, that its checksum is made of
@@ -81,9 +83,10 @@ class Run:
                ) -> "Run":
         """Start a folder; None takes the next free runs/<task>-NNN. FileExistsError if it holds something already."""
         if folder is None:
-            taken = [p.name.rpartition("-")[2] for p in Path("runs").glob(f"{config.task}-*")]
+            task = short_name(config.task)
+            taken = [p.name.rpartition("-")[2] for p in Path("runs").glob(f"{task}-*")]
             number = max((int(n) for n in taken if n.isdecimal()), default=0) + 1
-            folder = Path("runs") / f"{config.task}-{number:03d}"
+            folder = Path("runs") / f"{task}-{number:03d}"
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise FileExistsError(f"{folder} exists and is not empty; go on with it by --resume {folder}, or give "
                                   "another --out")
@@ -174,7 +177,8 @@ class Run:
         elif isinstance(event, Tick):
             self.clock.count(event.tokens)
         elif isinstance(event, Chunk):
-            lines = [asdict(g) | {"chunk": len(event.generations)} for g in event.generations]
+            lines = [asdict(g) | {"question": p.question, "right_answer": p.answer, "chunk": len(event.generations)}
+                     for g, p in zip(event.generations, event.problems, strict=True)]
             append(self.samples(lines[0]["iteration"]), lines)
         elif isinstance(event, Scored):
             self._score(event.generations)
@@ -215,7 +219,8 @@ class Run:
 
 def inputs(config: StarConfig, options: dict) -> dict[str, int]:
     """path -> checksum of each file and folder that settings and task options name, and that is there."""
-    named = [config.model, config.reward, *several(config.generators), *several(config.candidates)]
+    task = [config.task] * is_file(config.task)
+    named = [*task, config.model, config.reward, *several(config.generators), *several(config.candidates)]
     paths = {str(p) for p in (*named, *options.values()) if p and isinstance(p, str | Path) and Path(p).exists()}
     return {p: checksum(Path(p)) for p in sorted(paths)}
 
@@ -262,7 +267,7 @@ def whole_chunks(records: list[dict]) -> list[dict]:
 
 
 def generation(record: dict) -> Generation:
-    fields = {k: v for k, v in record.items() if k != "chunk"}
+    fields = {k: v for k, v in record.items() if k not in ("chunk", "question", "right_answer")}
     return Generation(**fields | {"tokens": tuple(fields["tokens"])})
 
 

@@ -1,18 +1,24 @@
 """A task says what is asked and what counts as right: a file in this folder with a class and a function `load`.
 
-Nothing is registered: `load_task("parity")` imports star/tasks/parity.py, calls its `load` and tries the task out, so
-that a mistake in it is one line before a run starts. README.md in this folder lists what a task may have.
+Nothing is registered: `load_task("parity")` imports star/tasks/parity.py, and `load_task("mine/parity.py")` that file.
+Its `load` is called and the task tried out, so that a mistake in it is one line before a run starts. README.md in this
+folder lists what a task may have.
 """
 
+import difflib
+import functools
 import importlib
+import importlib.util
 import inspect
 import re
+import sys
 import traceback
 import typing
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from star.problem import Problem, Shot
@@ -20,6 +26,9 @@ from star.tasks.task import Task
 from star.text import visible
 
 __all__ = ["Option", "Task", "ask", "load_task", "task_names", "task_options"]
+
+
+_given: set[str] = set()  # files outside this folder that tasks were read from
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,8 @@ def task_options(name: str) -> dict[str, Option]:
 
 
 def load_task(name: str, /, **options) -> Task:
-    """The task `name` with its options (data=..., digits=...). None stands for a task's own default.
+    """The task `name`, or that of a .py file, with its options (data=..., digits=...). None stands for a task's own
+    default.
 
     Raises ValueError for a name or an option that is not known, a task without problems, a train set that overlaps the
     held-out set, and a mistake in the task's file; it names file and line.
@@ -64,6 +74,7 @@ def load_task(name: str, /, **options) -> Task:
     if missing := [o for o in known.values() if o.default is Option.REQUIRED and o.name not in given]:
         raise ValueError(f"task {name} needs {', '.join(f'{_flag(o.name)} ({o.help})' for o in missing)}")
     file, load = _find(name)
+    name = short_name(name)
     try:
         task = load(**given)
     except (Exception, SystemExit) as e:
@@ -88,7 +99,7 @@ def speaks(e: BaseException) -> bool:
         return False
     last = traceback.extract_tb(e.__traceback__)[-1]
     folders = [Path(__file__).parents[2], *map(Path, __path__)]
-    ours = any(Path(last.filename).is_relative_to(folder) for folder in folders)
+    ours = last.filename in _given or any(Path(last.filename).is_relative_to(folder) for folder in folders)
     return ours and (last.line or "").startswith("raise")
 
 
@@ -104,16 +115,43 @@ def _source(file: Path) -> str:
 
 def _find(name: str) -> tuple[Path, Callable[..., Task]]:
     """(file, load) of a task."""
-    file = _files().get(name)
+    file = Path(name).absolute() if is_file(name) else _files().get(name)
     if file is None:
-        raise ValueError(f"unknown task {name!r}; known are {', '.join(task_names())}")
+        near = difflib.get_close_matches(name, task_names(), 1, 0.7)
+        raise ValueError(f"unknown task {name!r}{f': did you mean {near[0]}?' if near else ''}; known are "
+                         f"{', '.join(task_names())}, or give a .py file")
+    if not file.is_file():
+        raise ValueError(f"--task {name}: there is no such file")
     try:
-        module = importlib.import_module(f"star.tasks.{name}")
+        module = _imported(file) if is_file(name) else importlib.import_module(f"star.tasks.{name}")
     except (Exception, SystemExit) as e:
         raise ValueError(_complaint(e, file, "import")) from e
     if not callable(getattr(module, "load", None)):
         raise ValueError(f"{_short(file)} has no function load(...), which gives the task")
     return file, module.load
+
+
+def is_file(name: str) -> bool:
+    """Is a task named by its file? By its .py, that is."""
+    return name.endswith(".py")
+
+
+def short_name(name: str) -> str:
+    """What a run of a task is called after: the name itself, "parity" of "mine/parity.py"."""
+    return Path(name).stem if is_file(name) else name
+
+
+@functools.cache  # read once, so that a task's class is the same wherever it is asked for
+def _imported(file: Path) -> ModuleType:
+    """The module of a file that somebody named; it may import what lies beside it."""
+    spec = importlib.util.spec_from_file_location(f"task_{file.stem}", file)
+    module = importlib.util.module_from_spec(spec)
+    _given.add(str(file))
+    sys.modules[spec.name] = module  # where inspect looks for a class's file
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))
+    spec.loader.exec_module(module)
+    return module
 
 
 def _help(load: Callable, names: typing.Container[str]) -> dict[str, str]:
