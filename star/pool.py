@@ -108,7 +108,7 @@ class Pool:
         return (yield from Guest(model.name, sampler, tokenizer, home).run(n, "generate", problems))
 
     def _read(self, home: Rollout, n: int, problems: Sequence[Problem]) -> Generator[Event, None, list[Generation]]:
-        made, counted, size = [], {}, CHUNK * home.sampler.slots
+        made, new, counted, size = [], [], {}, CHUNK * home.sampler.slots
         for problem in problems:
             for candidate in self.candidates.get(problem.id, []):
                 sample = counted[problem.id, candidate.source] = counted.get((problem.id, candidate.source), -1) + 1
@@ -116,13 +116,13 @@ class Pool:
                 g = home.given.get(key) or replace(carried(home, key, problem, candidate.text),
                                                    scores=candidate.scores, reward=candidate.reward)
                 made.append(g)
+                new += [(g, problem)] * (key not in home.given)
         if made:
             yield Phase(n, "generate", len(made), "files")
         for _ in made:
             yield Tick(0)
-        new = [g for g in made if g.key not in home.given]
         for start in range(0, len(new), size):
-            yield Chunk(new[start : start + size])
+            yield Chunk(*map(list, zip(*new[start : start + size], strict=True)))
         return made
 
     def score(self, home: Rollout, n: int, generations: Sequence[Generation], problems: Iterable[Problem],

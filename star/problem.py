@@ -112,9 +112,13 @@ class Tick:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Event: generations just made, whole: what a resumed run may rely on. Those that were given are not repeated."""
+    """Event: generations just made, whole: what a resumed run may rely on. Those that were given are not repeated.
+
+    problems: whose they are, one each, so that what is written down can be read alone.
+    """
 
     generations: list[Generation]
+    problems: list[Problem]
 
 
 @dataclass(frozen=True)

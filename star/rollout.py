@@ -83,7 +83,7 @@ class Rollout:
                 done[i] = self.verify(keys[i], problems[i // samples], completion, seeds[j])
                 yield Tick(len(completion.tokens))
             if missing:
-                yield Chunk([done[i] for i in missing])
+                yield Chunk([done[i] for i in missing], [problems[i // samples] for i in missing])
         return {keys[i]: g for i, g in done.items()}
 
     def seed(self, n: int, phase: str, problem: str, sample: int, source: str = STUDENT) -> int:

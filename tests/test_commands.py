@@ -249,6 +249,23 @@ def shown(tmp_path, monkeypatch):
     return asked
 
 
+def test_a_task_may_be_any_file(tmp_path, capsys):
+    """The run is named by it, asked as it was trained, and goes on with the file as it was."""
+    mine = tmp_path / "mine.py"
+    mine.write_text(WITH_EXAMPLES)
+    argv = ["--task", "mine.py", "--model", str(SHIPPED), "--few-shot-sample", "base", "--iterations", "0"]
+    assert train.main(argv) == 0
+    run = Path("runs/mine-001")
+    assert json.loads((run / "config.json").read_text())["settings"]["task"] == str(mine)
+    assert sample.main(["12+34", "--run", str(run)]) == 0
+    assert sample.main(["12+34", "--task", "mine.py"]) == 0
+    assert train.main(["--resume", str(run), "--iterations", "0"]) == 2  # finished
+    mine.write_text(WITH_EXAMPLES + "\n# other\n")
+    capsys.readouterr()
+    one_line(capsys, train.main(["--resume", str(run), "--iterations", "1"]), f"{mine} is not what {run} began with")
+    one_line(capsys, train.main(["--task", "mime.py"]), "--task mime.py: there is no such file")
+
+
 EXAMPLE = "85+11\n5+1+C0=06\n8+1+C0=09\n=96\n"
 HINTED = "hint 96\n" + EXAMPLE
 
@@ -405,7 +422,8 @@ def test_a_runs_rationales_are_listed(capsys, tmp_path):
     wrong = next(t for t in tried if t["verdict"] == "wrong" and t["phase"] == "generate")
     assert sample.main(["--run", str(run), "--problem", wrong["problem"]]) == 0
     out = capsys.readouterr().out
-    assert f"iter 1 generate {wrong['problem']} sample 0: wrong (says {wrong['answer']})\n" in out
+    said = f"(says {wrong['answer']}; right is {wrong['right_answer']})"
+    assert f"iter 1 generate {wrong['problem']} sample 0: wrong {said}\n" in out
     assert sample.main(["--run", str(run), "--iteration", "1", "--verdict", "kept", "--limit", "2"]) == 0
     out = capsys.readouterr().out
     assert len(re.findall(r"^iter 1 generate .*: right", out, re.M)) == 2

@@ -148,6 +148,8 @@ def test_listing_is_a_block_a_generation():
         "... 1 more generation"]  # fmt: skip
     assert listing(STORY[1:2], 2, 80)[-1] == "    =5"
     assert listing(STORY, 0, 80) == ["... 9 more generations"]
+    assert listing(STORY[1:3], 2, 30, {"train-17": ("2 +\n3 " * 9, "6")})[:3] == [
+        "iter 1 generate train-17 sample 0: wrong (says 5; right is 6)", "  ? 2 + 3 2 + 3 2 + 3 2 + 3 2…", "    2+3=5"]
     assert listing([], 3, 80) == []
 
 

@@ -198,12 +198,13 @@ def test_scores_take_their_place_in_the_folder(tmp_path, setup):
     (tmp_path / "samples").mkdir()
     first, second = [made("a", "x"), made("b", "y")], [made("b", "z", source="m")]
     for chunk in (first, second):
-        run.record(Chunk(chunk), None)
+        run.record(Chunk(chunk, [Problem(g.problem, "how many?", "4") for g in chunk]), None)
     before = read_lines(run.samples(1))
     run.record(Scored([replace(second[0], scores={"s": 1.5}, reward=1.5)]), None)
     after = read_lines(run.samples(1))
     assert [r["chunk"] for r in after] == [2, 2, 1] == [r["chunk"] for r in before]
     assert after[:2] == before[:2]
+    assert {(r["question"], r["right_answer"]) for r in after} == {("how many?", "4")}
     assert [generation(r) for r in after] == [*first, replace(second[0], scores={"s": 1.5}, reward=1.5)]
     assert not list(tmp_path.glob("samples/*.tmp*"))
 

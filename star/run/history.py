@@ -51,17 +51,24 @@ def load(run: Path) -> list[Generation]:
 
     FileNotFoundError if it has no samples, ValueError if there is nothing in them or a line is no generation.
     """
+    return load_asked(run)[0]
+
+
+def load_asked(run: Path) -> tuple[list[Generation], dict[str, tuple[str, str]]]:
+    """(`load`, problem id -> (its question, the right answer) as the samples have them)."""
     files = sorted((run / "samples").glob("iter-*.jsonl"), key=lambda p: (len(p.name), p.name))  # 1000 after 999
     if not files:
         raise FileNotFoundError(f"{run} has no samples/iter-NNN.jsonl, so there is nothing to list; a run is runs/NAME")
     gc.disable()  # nothing becomes garbage here, and looking for it would take a third of the time
     try:
-        generations = [_checked(r, path, number) for path in files for number, r in enumerate(read_lines(path), 1)]
+        records = [(r, path, number) for path in files for number, r in enumerate(read_lines(path), 1)]
+        generations = [_checked(*record) for record in records]
     finally:
         gc.enable()
     if not generations:
         raise ValueError(f"{run} has no whole generation in its samples yet")
-    return generations
+    return generations, {r["problem"]: (str(r.get("question", "")), str(r.get("right_answer", "")))
+                         for r, *_ in records}
 
 
 def _checked(record: dict, path: Path, number: int) -> Generation:
@@ -81,12 +88,12 @@ def _checked(record: dict, path: Path, number: int) -> Generation:
 def browse(run: Path, wanted: Filter, limit: int, width: int) -> list[str]:
     """Without a filter an overview and each problem's way, else a list. ValueError says what there is instead of none.
     """
-    everything = load(run)
+    everything, asked = load_asked(run)
     found = [g for g in everything if matches(g, wanted)]
     if not found:
         raise ValueError(nothing(wanted, everything))
     if wanted != Filter():
-        return listing(found, limit, width)
+        return listing(found, limit, width, asked)
     tries = [g for g in found if g.phase in ("generate", "rationalize")]
     return [*overview(found), "", *journeys(tries or found, limit)]
 
@@ -138,15 +145,23 @@ def overview(generations: Sequence[Generation]) -> list[str]:
     return lines if groups else []
 
 
-def listing(generations: Sequence[Generation], limit: int, width: int) -> list[str]:
-    """A block for each of the first `limit` generations, iteration by iteration: what it is, its verdict, its text."""
+def listing(generations: Sequence[Generation], limit: int, width: int, asked: dict[str, tuple[str, str]] | None = None
+            ) -> list[str]:
+    """A block for each of the first `limit` generations, iteration by iteration: what it is, its verdict, its text.
+
+    asked: problem id -> (question, right answer), shown where it is known.
+    """
     lines = []
     for g in sorted(generations, key=_position)[:limit]:
-        says = f" (says {clip(g.answer, 40)})" if g.answer is not None else ""
+        question, answer = (asked or {}).get(g.problem, ("", ""))
+        parts = [] if g.answer is None else [f"says {clip(g.answer, 40)}"]
+        parts += [f"right is {clip(answer, 40)}"] if answer and g.verdict != "right" else []
+        says = f" ({'; '.join(parts)})" if parts else ""
         steps = ", but a step is wrong" if g.steps_right is False else ""
         who = "" if g.source == STUDENT else f" of {clip(g.source, 40)}"
         what = f"iter {g.iteration} {g.phase} {clip(g.problem, 60)} sample {g.sample}{who}"
         lines.append(f"{what}: {g.verdict}{says}{steps}")
+        lines += [f"  ? {clip(' '.join(question.split()), width - 4)}"] if question not in ("", g.problem) else []
         if g.reward is not None:
             scores = ", ".join(f"{clip(name, 24)} {score:.2f}" for name, score in (g.scores or {}).items())
             lines.append(f"    reward {g.reward:.3f} ({scores})")
