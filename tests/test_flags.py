@@ -17,6 +17,7 @@ from star.config import CONFLICTS, DEFAULTS, StarConfig, kind_of
 from star.experiments import arms, baseline
 from star.run.flags import PATHS, PRESETS, as_flags, preset_names, read_flags, read_preset, under_flags, without
 from star.run.folder import Run
+from star.run.sample_flags import read_args
 from star.tasks import task_names, task_options
 
 NAMES = ("modern", "paper", "quick", "smollm2-addition")
@@ -75,6 +76,20 @@ def test_what_else_is_refused():
     refused(read, "--show", "x", words=("--show", "'x'"))
     refused(read, "stray", words=("unrecognized arguments: stray", "--help lists the settings"))
     refused(read, "--task", "algebra", words=("unknown task 'algebra'", "known are arithmetic"))
+
+
+@pytest.mark.parametrize(("typed", "meant"), [
+    ("--iteratoins", "--iterations"), ("--max_new_tokens", "--max-new-tokens"), ("--learning-rate", "--lr"),
+    ("--no-rationalise", "--no-rationalize"), ("--digit", "--digits"), ("--bacth-size=3", "--batch-size"),
+])
+def test_a_flag_nearly_typed_is_named(typed, meant):
+    refused(read, typed, "3", words=(f"unrecognized arguments: {typed}", f"did you mean {meant}?; --help"))
+
+
+def test_a_flag_far_from_all_is_not_guessed():
+    for typed in ("--quantize", "-x", "x"):
+        assert "did you mean" not in refused(read, typed, words=("unrecognized arguments",))
+    refused(read_args, ["--temprature", "1", "x"], "", words=("did you mean --temperature?",))
 
 
 @pytest.mark.parametrize("settings", [

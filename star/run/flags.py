@@ -8,6 +8,7 @@ import argparse
 import difflib
 import functools
 import os
+import re
 import signal
 import sys
 import tomllib
@@ -51,6 +52,22 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         raise ValueError(f"{message}; --help lists the settings")
+
+    def parse_args(self, args=None, namespace=None):
+        found, left = self.parse_known_args(args, namespace)
+        if left:
+            self.error(self.unrecognized(left))
+        return found
+
+    def unrecognized(self, left: list[str]) -> str:
+        """What to say of arguments that are none of the flags: which flag may be meant."""
+        name = left[0].partition("=")[0]
+        if not name.startswith("--"):
+            return f"unrecognized arguments: {' '.join(left)}"
+        words = " ".join(re.split("[-_]", name[2:]))  # --learning-rate: the flag whose help speaks of it
+        near = difflib.get_close_matches(name, self._option_string_actions, 1, 0.75) or [
+            action.option_strings[0] for action in self._actions if words in (action.help or "")]
+        return f"unrecognized arguments: {' '.join(left)}" + (f": did you mean {near[0]}?" if near else "")
 
 
 def command(body: Callable[[list[str]], int | None]) -> Callable[..., int]:
@@ -117,7 +134,7 @@ def read_flags(argv: list[str], doc: str, more: Callable[[Parser], None] = lambd
     given, left = parser.parse_known_args(argv)
     if left:
         keeps = f"--resume keeps the run's settings: leave out {left[0]}"
-        raise ValueError(keeps if "resume" in known else unknown(left, task))
+        raise ValueError(keeps if "resume" in known else unknown(parser, left, task))
     given = vars(given)
     settings = {k: given.pop(k) for k in list(given) if k in DEFAULTS}
     chosen = {k: given.pop(k) for k in list(given) if k in options}
@@ -177,13 +194,13 @@ def add_command(parser: Parser) -> None:
     group.add_argument("--price-per-hour", type=float, help="of the device: what the run cost is said at its end")
 
 
-def unknown(left: list[str], task: str) -> str:
+def unknown(parser: Parser, left: list[str], task: str) -> str:
     """What to say of arguments that nobody takes."""
     name = left[0].partition("=")[0]
     option = name[2:].replace("-", "_")
     owners = [t for t in task_names() if name.startswith("--") and option in task_options(t)]
     whose = f"task {task} has no setting {name}; it belongs to task {', '.join(owners)}" if owners else (
-        f"unrecognized arguments: {' '.join(left)}")
+        parser.unrecognized(left))
     return f"{whose}; --help lists the settings"
 
 
