@@ -16,8 +16,9 @@ import sys
 
 import checkpoints
 from star.config import StarConfig
-from star.loop import State, star
+from star.loop import NothingSolved, State, star
 from star.problem import Finished
+from star.run.diagnosis import nothing_solved
 from star.run.flags import Flags, command, interrupted, read_flags
 from star.run.folder import Run, facts
 from star.run.plan import build, check, make_plan, opening
@@ -53,7 +54,7 @@ def main(argv: list[str]) -> None:
                 run.record(event, sampler.model)
                 progress.show(event, run)
                 if isinstance(event, Finished) and event.iteration == 0:
-                    print(weak(event.metrics, plan.task), end="", flush=True)
+                    print(weak(event.metrics, plan), end="", flush=True)
                 if isinstance(event, Finished) and sum(run.timings["seconds"].values()) > 30:
                     draw(run)  # half a second: not for iterations that take little more
         except (KeyboardInterrupt, RuntimeError) as e:
@@ -61,6 +62,8 @@ def main(argv: list[str]) -> None:
                 raise
             raise KeyboardInterrupt(f"in {run.where}; go on with: python train.py --resume {run.folder}") from None
         except ValueError as e:
+            if isinstance(e, NothingSolved) and not any(g.kept for g in e.tries):
+                print("\n".join(nothing_solved(e.tries, plan, run.folder)), flush=True)
             raise ValueError(f"{e} (in {run.where}; what was done until then stands in {run.folder})") from None
     draw(run)
     print("\n" + "\n".join(summary(run, flags.price_per_hour)))

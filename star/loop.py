@@ -40,6 +40,14 @@ from star.select import choose_heldout, passes, select, set_aside
 from star.tasks import Task
 
 
+class NothingSolved(ValueError):
+    """An iteration had nothing to learn from; `tries` are what it tried."""
+
+    def __init__(self, message: str, tries: Sequence[Generation]):
+        super().__init__(message)
+        self.tries = tries
+
+
 @dataclass(frozen=True)
 class State:
     """Where a run stands: the last iteration that is finished. 0 is the base's evaluation, -1 is before it."""
@@ -64,7 +72,7 @@ def star(sampler: Sampler, tokenizer, task: Task, config: StarConfig, state: Sta
 
     given: generations of the iteration after state.iteration that need not be made again; with --keep all, also those
     of the iterations before, whose rationales are trained on again. pool: other models and a judge.
-    Raises ValueError when an iteration solves nothing, with or without hint: there is nothing to learn from then.
+    Raises NothingSolved when an iteration solves nothing, with or without hint: there is nothing to learn from then.
     """
     model, state, given, pool = sampler.model, state or State(), list(given), pool or Pool()
     validation, train = set_aside(task.train, config.validation)
@@ -94,7 +102,7 @@ def star(sampler: Sampler, tokenizer, task: Task, config: StarConfig, state: Sta
         made = yield from pool.score(rollout, n, tried + retried, problems)
         kept = [g for g in made if passes(g, config)]
         if not kept:
-            raise ValueError(nothing_solved(n, tried, retried, config))
+            raise NothingSolved(nothing_solved(n, tried, retried, config), tried + retried)
         before = kept if config.keep == "last" else sorted(before, key=lambda g: g.key) + kept
         chosen = select(before, config.dedup, config.max_per_problem or (1 if config.ranks else None), config.ranks)
         # 7: M_n is the original M, trained on what was kept, behind the questions without hint

@@ -1,6 +1,10 @@
 """What several tests need: tiny random decoders, the model that ships, and lines that the summary prints."""
 
+import os
 import signal
+import subprocess
+import termios
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,6 +65,30 @@ def refused(call: Callable, *args, words: tuple[str, ...] = (), error=ValueError
     assert "\n" not in said
     assert all(word in said for word in words), said
     return said
+
+
+def stopped(argv: list[str], wait_for: str, stop: Callable[[subprocess.Popen], None], **how) -> tuple[int, str]:
+    """Run a command whose stderr is a terminal, where progress bars are drawn, and stop it as soon as its output shows
+    `wait_for`: (exit code, output)."""
+    log, (ours, terminal) = bytearray(), os.openpty()
+    termios.tcsetwinsize(terminal, (24, 120))  # a bar needs room
+    with subprocess.Popen(argv, stdout=terminal, stderr=terminal, **how) as process:
+        os.close(terminal)
+        sent, deadline = None, time.monotonic() + 60
+        while time.monotonic() < deadline:
+            if sent is None and wait_for.encode() in log:
+                stop(process)
+                sent, deadline = time.monotonic(), time.monotonic() + 30
+            try:
+                log += os.read(ours, 1 << 16)
+            except OSError:  # its end
+                break
+        code = process.wait(timeout=30)
+    os.close(ours)
+    text = log.decode(errors="replace").replace("\r\n", "\n")
+    assert sent is not None, text
+    assert time.monotonic() - sent < 5, text
+    return code, text
 
 
 @pytest.fixture

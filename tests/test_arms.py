@@ -4,13 +4,11 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SHIPPED
+from conftest import ROOT, SHIPPED, stopped
 from test_loop import Riddles
 
 import star.run.plan
@@ -303,17 +301,10 @@ def test_ctrl_c_stops_the_run_and_says_how_to_go_on(tmp_path):
     """In a terminal both processes are told."""
     argv = [sys.executable, "-m", "star.experiments.arms", "--arms", "with", "--digits", "2-3", *SMALL, "--out", "made",
             "--problems", "2000", "--slots", "16"]
-    log = tmp_path / "log"
-    with open(log, "wb") as f:
-        process = subprocess.Popen(argv, stdout=f, stderr=f, start_new_session=True,
-                                   env=os.environ | {"PYTHONPATH": str(ROOT)})
-    deadline = time.monotonic() + 60
-    while "1: generate" not in log.read_text() and time.monotonic() < deadline:
-        time.sleep(0.01)
-        assert process.poll() is None, log.read_text()
-    os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(timeout=30) == 130
-    said = log.read_text().replace("\r", "\n").rstrip().splitlines()
+    code, log = stopped(argv, "1: generate", lambda process: os.killpg(process.pid, signal.SIGINT),
+                        start_new_session=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert code == 130
+    said = log.replace("\r", "\n").rstrip().splitlines()
     assert said[-1] == "stopped in made/with; the same command goes on"
     assert said[-2] == "stopped in iteration 1, generate; go on with: python train.py --resume made/with"
     assert "Traceback" not in "".join(said)

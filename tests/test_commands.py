@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import GOLDEN, ROOT, SHIPPED
+from conftest import GOLDEN, ROOT, SHIPPED, stopped
 from safetensors.torch import load_file, save_file
 from test_loop import Riddles
 
@@ -35,7 +35,7 @@ SMALL = ["--model", str(SHIPPED), "--digits", "1-2", "--problems", "40", "--firs
 
 def one_line(capsys, code, *words):
     """Exit code 2, one line on stderr that holds these words, and nothing else."""
-    err = capsys.readouterr().err.rpartition("\r")[2]  # behind the progress bars, which wipe themselves
+    err = re.sub("^pace .*\n", "", capsys.readouterr().err)
     assert code == 2, err
     assert err.startswith("error: ")
     assert err.count("\n") == 1, err
@@ -481,18 +481,7 @@ def test_tiny_adder_makes_a_model_that_loads(capsys, monkeypatch):
 
 def interrupted(argv, wait_for, tmp_path):
     """Run a command, send SIGINT as soon as its output shows `wait_for`; (exit code, output)."""
-    log = tmp_path / "log"
-    with open(log, "wb") as f:
-        process = subprocess.Popen([sys.executable, *argv], cwd=tmp_path, stdout=f, stderr=f)
-    deadline = time.monotonic() + 60
-    while wait_for not in log.read_text() and time.monotonic() < deadline:
-        time.sleep(0.01)
-        assert process.poll() is None, log.read_text()
-    process.send_signal(signal.SIGINT)
-    sent = time.monotonic()
-    code = process.wait(timeout=30)
-    assert time.monotonic() - sent < 5
-    return code, log.read_text()
+    return stopped([sys.executable, *argv], wait_for, lambda process: process.send_signal(signal.SIGINT), cwd=tmp_path)
 
 
 @pytest.mark.parametrize("phase", ["0: evaluate", "1: generate", "1: train"])
@@ -512,6 +501,15 @@ def test_ctrl_c_in_any_phase(phase, tmp_path):
             "iteration": 1,
             "finished": True,
         }
+
+
+def test_a_log_holds_no_bars(tmp_path):
+    """Where stderr is no terminal, bars would fill it; the table and the pace stay."""
+    argv = [sys.executable, str(ROOT / "train.py"), *SMALL, "--problems", "200"]
+    ran = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert re.fullmatch("pace .*\n", ran.stderr)
+    assert "\r" not in ran.stdout
+    assert " 1 " in ran.stdout
 
 
 def test_ctrl_c_while_a_library_imports_itself(monkeypatch, capsys):

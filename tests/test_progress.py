@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import SHIPPED
@@ -12,6 +13,7 @@ from test_loop import Riddles
 
 import star.run.plan
 import train
+from star.config import StarConfig
 from star.evaluate import VERDICTS, counts
 from star.experiments import baseline
 from star.run.folder import Run, read_lines
@@ -139,7 +141,13 @@ def test_a_base_that_solves_nothing_is_told_the_papers_remark(capsys):
 def test_chance_is_what_guessing_gives():
     task = Riddles()
     task.chance = 0.2
+    source = SimpleNamespace(path=SHIPPED)
+    plan = SimpleNamespace(task=task, config=StarConfig(), max_new=9, model=SimpleNamespace(source=source))
+    said = dict.fromkeys(VERDICTS, 0) | {"wrong": 5, "length": 4}
     for low, told in ((0.19, True), (0.2, True), (0.21, False)):
-        said = weak({"interval": {"mean": [low, 1]}, "accuracy": {"mean": 0.3}}, task)
-        assert ("solves 30.0% of the held-out problems (20.0% by guessing)" in said) == told == bool(said)
-    assert weak({}, task) == ""  # it was not measured
+        note = weak({"interval": {"mean": [low, 1]}, "accuracy": {"mean": 0.3}, "said": said}, plan)
+        assert ("solves 30.0% of the held-out problems (20.0% by guessing)" in note) == told == bool(note)
+        assert "likely" not in note
+    note = weak({"interval": {"mean": [0, 1]}, "accuracy": {"mean": 0}, "said": said | {"length": 6}}, plan)
+    assert "\nlikely  9 tokens are too few for an answer" in note
+    assert weak({}, plan) == ""  # it was not measured

@@ -9,11 +9,12 @@ from tqdm import tqdm
 
 from star.evaluate import VERDICTS
 from star.problem import STUDENT, Chunk, Event, Finished, Generation, Phase, Scored, Tick
+from star.run.diagnosis import cause
 from star.run.folder import Run, read_lines
 from star.run.history import clip
 from star.run.plan import Plan
 from star.run.work import Forecast, duration
-from star.tasks import Task, ask
+from star.tasks import ask
 
 
 class Progress:
@@ -43,7 +44,8 @@ class Progress:
             self.close()
             unit = "step" if event.name == "train" else "problem"
             who = "" if event.source == STUDENT else f" ({clip(event.source, 24)})"
-            self.bar = tqdm(total=event.total, desc=f"{event.iteration}: {event.name}{who}", unit=unit, leave=False)
+            self.bar = tqdm(total=event.total, desc=f"{event.iteration}: {event.name}{who}", unit=unit, leave=False,
+                            disable=None)  # None: where it is no terminal a log would fill with it
         elif isinstance(event, Chunk):
             self.seen += [g for g in event.generations if g.phase in ("generate", "rationalize")]
             self.pace(run)
@@ -160,14 +162,20 @@ def whose(g: Generation) -> str:
     return f" ({', '.join(parts)})" if parts else ""
 
 
-def weak(metrics: dict, task: Task) -> str:
-    """The paper's condition for a start (section 6), where the base's few-shot accuracy does not meet it; else ""."""
+def weak(metrics: dict, plan: Plan) -> str:
+    """The paper's condition for a start (section 6), where the base's few-shot accuracy does not meet it; else "".
+
+    With the likely cause, where most of what it said is not even an answer.
+    """
+    task = plan.task
     if "interval" not in metrics or metrics["interval"]["mean"][0] > task.chance:
         return ""
     share, chance = metrics["accuracy"]["mean"], f" ({task.chance:.1%} by guessing)" if task.chance else ""
+    said = metrics["said"]
+    mute = 2 * (said["unparsed"] + said["length"]) > sum(said.values())
     return (f"note    the base solves {share:.1%} of the held-out problems{chance}: not surely more than chance. The "
             "paper's remark (section 6): STaR starts only where few-shot accuracy is above chance; GPT-2 could not "
-            "learn arithmetic so\n")
+            "learn arithmetic so\n" + (f"likely  {cause(said, plan)}\n" if mute else ""))
 
 
 def summary(run: Run, price: float | None) -> list[str]:
