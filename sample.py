@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import checkpoints
+from checkpoints.chat import has_chat
 from star import prompts
 from star.config import DEFAULTS, OF_OTHERS, StarConfig
 from star.device import choose_device
@@ -36,6 +37,7 @@ from star.run.others import plan_others
 from star.run.sample_flags import read_args
 from star.sampler import Sampler
 from star.tasks import Task, ask, load_task
+from star.tasks.records import named
 from star.text import TextStream
 
 JUDGED = ("generators", "reward", "reward_by", "reward_weights", "reward_format")  # flags of --best-of
@@ -103,9 +105,25 @@ class Asker:
         out = self.writer.write(prompt, self.max_new, show, self.task.stop)
         return self.rollout.verify((self.iteration, phase, problem.id, 0, STUDENT), problem, out, self.writer.seed)
 
+    def problem(self, text: str) -> Problem:
+        """What somebody typed: one of the task's own problems, where it is that, whose answer is known."""
+        problem, words = ask(self.task, "parse", text), text.split()
+        if problem.answer:
+            return problem
+        return next((p for p in [*self.task.train, *self.task.heldout] if p.question.split() == words), problem)
+
+    def known(self, name: str) -> Problem:
+        """A problem of the task by its id, or what stands behind a "-" at its end: 17 for train-17."""
+        problems = [*self.task.train, *self.task.heldout]
+        found = [p for p in problems if p.id == name] or [p for p in problems if p.id.endswith(f"-{name}")]
+        if not found:
+            raise ValueError(f"--problem {name}: task {self.task.name} has none of this id; its ids are like "
+                             f"{named([p.id for p in problems])}")
+        return found[0]
+
     def answer(self, question: str) -> None:
         """Reason aloud and say whether the answer is right."""
-        problem = ask(self.task, "parse", question)
+        problem = self.problem(question)
         print(self.task.question(problem).rstrip("\n"))
         g = self.rationale(problem, "generate", show=True)
         if not problem.answer:
@@ -119,7 +137,7 @@ class Asker:
 
     def best_of(self, question: str, n: int, temperature: float, pool: Pool) -> None:
         """n answers, those of other models too, rated by the judge; the best first."""
-        problem = ask(self.task, "parse", question)
+        problem = self.problem(question)
         tokenizer, step = self.writer.tokenizer, self.iteration + 1  # M_0 samples in iteration 1
         config = replace(self.config, samples=n, temperature=temperature if n > 1 else self.config.temperature,
                          max_new_tokens=self.max_new, hint_samples=None, max_per_problem=None, wanted=None)
@@ -136,17 +154,17 @@ class Asker:
         if pick.answer is not None and pick.reward is not None:
             print(f"\n-> {pick.answer}{right}")
 
-    def trace(self, question: str) -> None:
+    def trace(self, problem: Problem) -> None:
         """One problem's whole way: prompt, rationale, hint, hinted rationale, verdict, and what is trained on."""
-        problem = ask(self.task, "parse", question)
         if not problem.answer:
             raise ValueError("--trace needs a question whose answer the task can tell, to judge by and to hint with: "
-                             "its method parse(text) must give a Problem with an answer")
+                             "name one of the task's own by --problem ID, or let its method parse(text) give a Problem "
+                             "with an answer")
         for phase in ("generate", "rationalize") if self.config.rationalize else ("generate",):
             hinted = phase == "rationalize"
             shown = " (behind the few-shot text)" if self.task.few_shot(problem, hinted) and self.config.shows_examples(
                 self.iteration, hinted) else ""
-            prompt = self.task.hinted(problem) if hinted else self.task.question(problem)
+            prompt = prompts.render(self.task, problem, self.writer.tokenizer.chat, hinted, few_shot=False)
             g = self.rationale(problem, phase, show=False)
             print(f"{paint('bold', phase)}{shown}\n{indent(prompt)}\n{paint('bold', '  the model writes')}\n"
                   f"{indent(g.text)}")
@@ -243,7 +261,7 @@ def main(argv: list[str]) -> None:
         return
     which, respond = responder(args)
     print(paint("dim", f"model: {which}"))
-    if args.question is not None:
+    if args.question is not None or args.trace:
         respond(args.question)
         return
     while True:
@@ -269,12 +287,16 @@ def responder(args) -> tuple[str, Callable[[str], None]]:
     """(which model it is, what is done with a text)."""
     if args.model and not args.task and not args.best_of:
         writer = Writer(StarConfig(model=str(args.model), chat=args.chat), None, args)
+        if not args.chat and has_chat(args.model):
+            print(paint("dim", "note: this model has a chat template, and is asked without it here: --chat"))
         return str(args.model), lambda text: go_on(writer, text, args.max_new_tokens or 200)
     model, which = asker(args)
     if args.best_of:
         pool, temperature = judged(model, args), 0.7 if args.temperature is None else args.temperature
         return which, lambda text: model.best_of(text, args.best_of, temperature, pool)
-    return which, model.trace if args.trace else model.answer
+    if args.problem is not None:
+        return which, lambda _: model.trace(model.known(args.problem))
+    return which, (lambda text: model.trace(model.problem(text))) if args.trace else model.answer
 
 
 def go_on(writer: Writer, text: str, max_new: int) -> None:

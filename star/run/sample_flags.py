@@ -18,7 +18,8 @@ def own_flags(doc: str) -> Parser:
     parser.add_argument("--chat", action="store_true", help="with --model: ask in its chat template")
     parser.add_argument("--task", help="whose questions it is asked, with that task's options [the run's]")
     parser.add_argument("--max-new-tokens", type=int, help="where to stop [the run's; with --model 200]")
-    parser.add_argument("--trace", action="store_true", help="show one problem's whole way")
+    parser.add_argument("--trace", action="store_true", help="show one problem's whole way: of a question, or of "
+                        "--problem ID")
     parser.add_argument("--run", type=Path, help="run folder [the newest finished one]")
     parser.add_argument("--iteration", type=int, help="which model; 0: the base [the best or last; 0 with --trace]")
     parser.add_argument("--temperature", type=float, help="0 is greedy [0; with several samples 0.7]")
@@ -37,7 +38,7 @@ def own_flags(doc: str) -> Parser:
     group.add_argument("--rollouts", type=Path, metavar="FILE", help="write what the model samples for them")
     group.add_argument("--samples", type=int, help="rollouts: of each [1]")
     group = parser.add_argument_group("what a run generated")
-    group.add_argument("--problem", help="list: one problem's rationales; 17 finds train-17")
+    group.add_argument("--problem", help="list: one problem's rationales; 17 finds train-17. With --trace: which one")
     group.add_argument("--verdict", help=f"list: {', '.join([*VERDICTS, *OUTCOMES])}")
     group.add_argument("--phase", help=f"list: {', '.join(SAMPLED)}")
     group.add_argument("--source", help="list: who wrote it; student is the model that was trained")
@@ -56,7 +57,9 @@ def read_args(argv: list[str], doc: str) -> Namespace:
     args = parser.parse_args(argv)
     args.options = {name: vars(args)[name] for name in options}
     args.files = bool(args.questions or args.rollouts)
-    filters = [flag for flag in ("problem", "verdict", "phase", "source") if getattr(args, flag) is not None]
+    traced = args.trace and args.problem is not None
+    filters = [flag for flag in ("problem", "verdict", "phase", "source")
+               if getattr(args, flag) is not None and not (flag == "problem" and traced)]
     asks = args.question is not None or args.trace or args.ask or args.model or args.task or args.best_of
     for wrong, why in (
         (filters and (asks or args.files), f"--{(filters or [''])[0]} lists what a run generated: leave out the "
@@ -65,7 +68,9 @@ def read_args(argv: list[str], doc: str) -> Namespace:
         (args.model and (args.iteration is not None or (args.trace and not args.task)),
          "--model asks a model without a run: leave out --iteration, and with --trace name a --task"),
         (args.chat and not args.model, "--chat asks a --model in its chat template; a run knows how it is asked"),
-        (args.trace and args.question is None, '--trace needs a question, as in: python sample.py --trace "1064+4991"'),
+        (args.trace and args.question is None and not traced,
+         '--trace needs a question or --problem ID, as in: python sample.py --trace "1064+4991"'),
+        (traced and args.question is not None, "--trace shows one problem: a question or --problem ID, not both"),
         (args.trace and args.best_of, "--trace shows one answer, --best-of several: leave one of them out"),
         (args.files and (args.question is not None or args.trace or args.best_of), "--questions and --rollouts write a "
          "file and answer nothing: leave out the question, --trace and --best-of"),
