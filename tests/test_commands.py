@@ -26,6 +26,7 @@ from checkpoints.files import write_json
 from star.experiments import export, tiny_adder
 from star.problem import Phase
 from star.run.folder import read_lines
+from star.tasks import load_task
 from star.tasks.arithmetic import Arithmetic
 
 pytestmark = pytest.mark.usefixtures("own_folder")
@@ -179,6 +180,38 @@ def test_export_of_a_run(capsys):
     ids = torch.arange(2, 15)[None]
     torch.testing.assert_close(checkpoints.load_model("out")(ids), live(ids), atol=1e-3, rtol=1e-3)
     one_line(capsys, export.main(["out"]), "out exists and is not empty")
+    page = Path("out/prompt.txt").read_text()
+    first = load_task("arithmetic", digits="1-2").train[0]
+    line = export.LINE
+    assert f"prompt of problem {first.id} stands between the lines:\n\n{line}\n{first.question}\n\n{line}\n" in page
+    assert "worked examples" not in page
+
+
+@pytest.mark.parametrize(("flags", "trained"), [
+    ([], "Training saw it without the worked examples"), (["--few-shot-train"], "Training saw it behind the same"),
+    (["--few-shot-sample", "base"], None)])
+def test_an_export_says_how_it_was_asked(shown, monkeypatch, capsys, flags, trained):
+    verified(monkeypatch, "right")
+    argv = ["--task", "shown", "--iterations", "1", "--problems", "20", "--first-steps", "1", "--model", str(SHIPPED)]
+    assert train.main([*argv, *flags]) == 0
+    assert export.main(["out"]) == 0
+    page = Path("out/prompt.txt").read_text()
+    prompt = page.split(export.LINE)[1].strip("\n")
+    assert (trained or "It ends with") in page
+    assert prompt.startswith(EXAMPLE) is (trained is not None)
+    assert sample.main(["--model", "out", prompt + "\n", "--max-new-tokens", "3"]) == 0
+
+
+def test_an_export_outlives_its_data(tmp_path, capsys):
+    shutil.copy(Path(train.__file__).parent / "star/tasks/arithmetic.py", tmp_path / "mine.py")
+    assert train.main(["--task", "mine.py", *SMALL, "--digits", "1-2"]) == 0
+    (tmp_path / "mine.py").unlink()
+    capsys.readouterr()
+    assert export.main(["out"]) == 0
+    said = capsys.readouterr()
+    assert said.err.startswith("note: no prompt.txt, since the run's task cannot be read (--task ")
+    assert "wrote out" in said.out
+    assert not Path("out/prompt.txt").exists()
 
 
 def test_sample_without_a_run(capsys):
@@ -241,9 +274,9 @@ def shown(tmp_path, monkeypatch):
     monkeypatch.setattr(star.tasks, "__path__", [*star.tasks.__path__, str(tmp_path)])
     asked, write = [], sample.Writer.write
 
-    def spy(writer, prompt, *args):
+    def spy(writer, prompt, *args, **how):
         asked.append(writer.tokenizer.decode(prompt))
-        return write(writer, prompt, *args)
+        return write(writer, prompt, *args, **how)
 
     monkeypatch.setattr(sample.Writer, "write", spy)
     return asked

@@ -1,16 +1,51 @@
 """python -m star.experiments.export OUT: a trained model as a folder that transformers, vLLM and PEFT load.
 
 A run's adapters are merged into the base's weights (in float32, rounded once to the checkpoint's dtype) and written
-under the base's tensor names, with its tokenizer. Who wants the adapters alone has them: runs/NAME/adapters is PEFT's
-layout.
+under the base's tensor names, with its tokenizer. prompt.txt says how the model was asked, since it answers other forms
+otherwise. Who wants the adapters alone has them: runs/NAME/adapters is PEFT's layout.
 """
 
 import sys
 from pathlib import Path
 
 import checkpoints
+from checkpoints.files import write_atomically
+from star import prompts
 from star.run.flags import Parser, command
 from star.run.folder import Run, newest_finished
+from star.run.models import load_tokenizer
+from star.tasks import load_task
+
+LINE = "-" * 80
+
+
+def prompt_page(run: Run, iteration: int, out: Path) -> str:
+    """What prompt.txt says: how this model was asked when it was measured, and how to ask it so."""
+    config = run.config
+    task = load_task(config.task, **run.options)
+    task = task.answers_only() if run.learns == "answers" else task
+    tokenizer = load_tokenizer(Path(config.model or checkpoints.SHIPPED), config.chat)
+    problem, shown = task.train[0], config.shows_examples(iteration, hinted=False)
+    prompt = prompts.render(task, problem, tokenizer.chat, few_shot=shown)
+    ids = prompts.encode(task, problem, tokenizer, few_shot=shown)
+    ends = " or ".join(["its end-of-sequence token", *(f"the text {stop!r}" for stop in task.stop)])
+    how, turn, call = "plain text", prompt, "tokenizer(prompt)"
+    if config.chat:
+        how, turn = "a conversation in the chat template of this folder", task.turn(problem)
+        call = "tokenizer.apply_chat_template(turns, add_generation_prompt=True)"
+    trained = f" Training saw it {'behind the same' if config.few_shot_train else 'without the'} worked examples." if (
+        shown and task.few_shot(problem)) else ""
+    return "\n".join([
+        f"This model was fine-tuned by STaR on task {task.name} ({run.folder.name}, iteration {iteration}).",
+        f"It was asked in one form, {how}, and answers other forms worse.",
+        f"The whole prompt of problem {problem.id} stands between the lines:",
+        "", LINE, prompt, LINE, "",
+        f"It ends with {prompt[-12:]!r} and has {len(ids)} tokens, of which the first is {ids[0]}.{trained}",
+        f"An answer ends at {ends}, after at most {config.max_new_tokens or task.max_new_tokens} new tokens; it was "
+        "drawn greedily when the model was measured.",
+        "To ask something else, put it in the place of the last question:", "",
+        f"    python sample.py --model {out}{' --chat' * config.chat} {turn[:60]!r}...",
+        f"    transformers: {call}, then model.generate(..., do_sample=False)", ""])
 
 
 @command
@@ -32,6 +67,10 @@ def main(argv: list[str]) -> None:
     model = checkpoints.load_model(run.config.model or checkpoints.SHIPPED)
     checkpoints.load_adapter(model, run.adapter(iteration))
     checkpoints.export_merged(model, args.out)
+    try:
+        write_atomically(args.out / "prompt.txt", prompt_page(run, iteration, args.out).encode())
+    except (ValueError, OSError) as e:  # the data went elsewhere: the model is whole without it
+        print(f"note: no prompt.txt, since the run's task cannot be read ({e})", file=sys.stderr)
     print(f"wrote {args.out}: {folder}, iteration {iteration}, {checkpoints.describe(model)}")
 
 
