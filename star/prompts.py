@@ -66,8 +66,14 @@ def continued(task: Task, problem: Problem, tokenizer, text: str, few_shot: bool
 def example(task: Task, problem: Problem, tokenizer, rationale: Sequence[int], few_shot: bool = False) -> Example:
     """The training sequence of a kept rationale: ids of the plain question, the sampled ids as they are, an end.
 
-    However the rationale came about, the prompt is the one without hint (STaR, section 3.3).
+    However the rationale came about, the prompt is the one without hint (STaR, section 3.3). Of one that a stop string
+    ended, the blanks before it are left out: of "12.\n" in front of "\nQ:" the line break belongs to what parts two
+    examples of the few-shot text, and would be learned as part of the answer.
     """
     prompt = encode(task, problem, tokenizer, few_shot=few_shot)
-    end = [] if rationale and rationale[-1] in tokenizer.eos_ids else [tokenizer.eos_ids[0]]
-    return Example((*prompt, *rationale, *end), len(prompt))
+    rationale = list(rationale)
+    if rationale and rationale[-1] in tokenizer.eos_ids:
+        return Example((*prompt, *rationale), len(prompt))
+    while task.stop and rationale and not tokenizer.decode(rationale[-1:]).strip():
+        rationale.pop()
+    return Example((*prompt, *rationale, tokenizer.eos_ids[0]), len(prompt))

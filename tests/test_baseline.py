@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import SHIPPED
+from conftest import SHIPPED, refused
 from test_loop import Riddles, Scripted, finished, trained_on
 
 import checkpoints
@@ -227,6 +227,8 @@ def test_rationales_of_a_file_are_learned(own_folder):
     assert baseline.as_learned(task, "gold") is task
     assert {task.gold(p) for p in task.train} == {
         f" ={p.question}=. The answer is {p.answer}." for p in task.train}
+    task.stop = ("+17=",)  # sampling would end there
+    refused(baseline.as_learned, task, "gold", words=("--learn gold: the rationale of problem ", "holds '+17='"))
     bare = baseline.as_learned(task, "answers")
     assert {bare.gold(p) for p in bare.train} == {f" The answer is {p.answer}." for p in task.train}
     assert task.gold(task.train[0]) != bare.gold(task.train[0])

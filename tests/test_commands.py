@@ -241,6 +241,29 @@ def test_trace_shows_the_whole_way(capsys):
     assert "\x1b" not in out  # no colours where there is no terminal
 
 
+def test_trace_of_a_problem_by_its_id(tmp_path, capsys):
+    """Of any task: its answer is known, whether or not the task can parse what is typed."""
+    sums = [{"question": f"{i}+{i}", "answer": str(2 * i)} for i in range(1, 30)]
+    Path("s.jsonl").write_text("".join(json.dumps(s) + "\n" for s in sums))
+    parrot("sp")  # that says "the" to all of it
+    argv = ["--task", "jsonl", "--data", "s.jsonl", "--zero-shot", "--model", "sp", "--max-new-tokens", "5"]
+    for name in ("s-17", "17"):
+        assert sample.main([*argv, "--trace", "--problem", name]) == 0
+        out = capsys.readouterr().out
+        assert "    Q: 17+17\n" in out
+        assert "    Q: 17+17 (Answer: 34)\n" in out
+        assert out.count("-> length") == 2
+    one_line(capsys, sample.main([*argv, "--trace", "--problem", "99"]), "--problem 99: task jsonl has none", "like s-")
+    one_line(capsys, sample.main([*argv, "--trace", "--problem", "17", "1+1"]), "not both")
+    one_line(capsys, sample.main([*argv, "--trace", "50+50"]), "--problem ID")
+    assert sample.main([*argv, "--trace", " 17+17\n"]) == 0  # a question of its own, typed
+    assert "(Answer: 34)" in capsys.readouterr().out
+    assert sample.main([*argv, "17+17"]) == 0
+    assert "the answer is 34\n" in capsys.readouterr().out
+    assert sample.main([*argv, "50+50"]) == 0
+    assert "the answer is" not in capsys.readouterr().out.rpartition("->")[2]
+
+
 def test_trace_has_colours_in_a_terminal(capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.delenv("NO_COLOR", raising=False)
@@ -525,9 +548,10 @@ def test_ctrl_c_in_any_phase(phase, tmp_path):
     code, log = interrupted(argv, phase, tmp_path)
     assert code == 130, log
     assert "Traceback" not in log
-    last = log.replace("\r", "\n").rstrip().splitlines()[-1]
+    last = log.replace("\r", "\n").rstrip().splitlines()[-1]  # behind the rest of a bar, if that was just drawn
     name = phase.split(": ")[1]
-    assert last == f"stopped in iteration {phase[0]}, {name}; go on with: python train.py --resume runs/arithmetic-001"
+    assert last.endswith(
+        f"stopped in iteration {phase[0]}, {name}; go on with: python train.py --resume runs/arithmetic-001")
     if phase == "1: train":
         assert train.main(["--resume", "runs/arithmetic-001"]) == 0
         assert json.loads((tmp_path / "runs/arithmetic-001/state.json").read_text()) == {

@@ -222,6 +222,20 @@ def test_temperature_changes_with_the_seed(tokenizer):
     assert first != run(2)
 
 
+def test_what_parts_examples_is_not_learned_as_part_of_an_answer(tokenizer):
+    """The blanks in front of a stop string go; those of a rationale that ended by itself are its own."""
+    task, (eos, *_) = Riddles(), tokenizer.eos_ids
+    said = tokenizer.encode("1+1\n=2", special=False)
+    (newline,) = tokenizer.encode("\n", special=False)
+    assert prompts.example(task, task.train[1], tokenizer, [*said, newline]).tokens[-2:] == (newline, eos)
+    task.stop = ("\nQ:",)
+    for cut in ([], [newline], [newline, newline]):
+        assert prompts.example(task, task.train[1], tokenizer, [*said, *cut]).tokens[-len(said) - 1 :] == (*said, eos)
+    whole = prompts.example(task, task.train[1], tokenizer, [*said, newline, eos])
+    assert whole.tokens[-len(said) - 2 :] == (*said, newline, eos)
+    assert prompts.example(task, task.train[1], tokenizer, [newline]).tokens[-2:] == (newline, eos)  # the prompt's own
+
+
 def test_shared_prefix_and_examples(tokenizer):
     assert prompts.split_prefix([[1, 2, 3], [1, 2, 4, 5]]) == ([1, 2], [[3], [4, 5]])
     assert prompts.split_prefix([[1, 2], [1, 2, 3]]) == ([1], [[2], [2, 3]])

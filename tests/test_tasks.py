@@ -795,6 +795,8 @@ BROKEN = [  # what is put in place of what, the beginning of the line that names
     ('hint_mark = "hint"', 'hint_mark = "hint"\n    max_new_tokens = "9"', "max_new_tokens is '9'; it must be of type"),
     ('hint_mark = "hint"', 'hint_mark = "hint"\n    max_new_tokens = 0', "max_new_tokens is 0; it must be at least 1"),
     ("{p.question}.\\n{p.answer}", "{p.question}.\\nodd", "few-shot example 1 (0) does not arrive at its answer"),
+    ('hint_mark = "hint"', 'hint_mark = "hint"\n    stop = ("\\n",)',
+     "few-shot example 1 (0) holds '\\n', at which a rationale ends (`stop`)"),
 ]
 
 

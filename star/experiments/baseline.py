@@ -58,6 +58,10 @@ def as_learned(task: Task, what: str) -> Task:
     if any(task.gold(p) is None for p in task.train):
         raise ValueError(f"--learn gold needs human rationales, and task {task.name} has none here"
                          + (": name their field by --fields rationale=..." if task.name == "jsonl" else ""))
+    for p in task.train:
+        if found := [s for s in task.stop if s in task.gold(p)]:
+            raise ValueError(f"--learn {what}: the rationale of problem {p.id} holds {found[0]!r}, at which sampling "
+                             "ends: what is learned could not be written; take it out there")
     return task
 
 

@@ -273,6 +273,9 @@ def _try_out(task: Task) -> None:
         if not ask(task, "right", shot.problem, task.answered(shot)):
             raise ValueError(f"task {task.name}: few-shot example {i} ({_clip(shot.problem.question, 40)}) does not "
                              f"arrive at its answer {_clip(repr(shot.problem.answer))}: correct one of them")
+        if found := [s for s in task.stop if s in task.answered(shot)]:
+            raise ValueError(f"task {task.name}: few-shot example {i} ({_clip(shot.problem.question, 40)}) holds "
+                             f"{found[0]!r}, at which a rationale ends (`stop`): no model could write it so")
 
 
 def _is_text(text: str) -> bool:
