@@ -18,6 +18,7 @@ import checkpoints
 from star.config import StarConfig
 from star.loop import NothingSolved, State, star
 from star.problem import Finished
+from star.run.board import Board, summary_writer
 from star.run.diagnosis import nothing_solved
 from star.run.flags import Flags, command, interrupted, read_flags
 from star.run.folder import Run, facts
@@ -36,6 +37,7 @@ def main(argv: list[str]) -> None:
             raise ValueError("--check starts no run: leave out --out and --resume")
         print("\n".join(check(make_plan(StarConfig(**flags.settings), flags.options))))
         return
+    writer = summary_writer() if flags.tensorboard else None
     run, state, given = resumed(flags) if flags.resume else (None, State(), [])
     config, options = (run.config, run.options) if run else (StarConfig(**flags.settings), flags.options)
     plan = make_plan(config, options)
@@ -46,13 +48,16 @@ def main(argv: list[str]) -> None:
         checkpoints.load_adapter(sampler.model, run.adapter(state.iteration))
     print("\n".join([*opening(plan, sampler), f"run     {run.folder}\n"]), flush=True)
 
-    with contextlib.closing(Progress(plan, flags.show)) as progress:
+    board = Board(writer, run.folder, run.iteration) if writer else contextlib.nullcontext()
+    with contextlib.closing(Progress(plan, flags.show)) as progress, board:
         for metrics in run.metrics():
             progress.row(metrics, None)
         try:
             for event in star(sampler, plan.tokenizer, plan.task, config, state, given, plan.others.pool):
                 run.record(event, sampler.model)
                 progress.show(event, run)
+                if writer:
+                    board.show(event, run)
                 if isinstance(event, Finished) and event.iteration == 0:
                     print(weak(event.metrics, plan), end="", flush=True)
                 if isinstance(event, Finished) and sum(run.timings["seconds"].values()) > 30:

@@ -202,6 +202,20 @@ def test_an_export_says_how_it_was_asked(shown, monkeypatch, capsys, flags, trai
     assert sample.main(["--model", "out", prompt + "\n", "--max-new-tokens", "3"]) == 0
 
 
+def test_a_chat_model_asked_without_its_template_is_told_of(capsys):
+    shutil.copytree(SHIPPED, "m")
+    for there in (False, True):
+        if there:
+            Path("m/chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}\n{% endfor %}")
+        assert train.main(["--model", "m", "--check"]) == 0
+        assert ("note    the model has a chat template, and is asked without it" in capsys.readouterr().out) is there
+        assert sample.main(["--model", "m", "12+34\n", "--max-new-tokens", "3"]) == 0
+        assert ("note: this model has a chat template" in capsys.readouterr().out) is there
+    assert train.main(["--model", "m", "--check", "--chat"]) == 0
+    assert sample.main(["--model", "m", "12+34", "--max-new-tokens", "3", "--chat"]) == 0
+    assert "note" not in capsys.readouterr().out
+
+
 def test_an_export_outlives_its_data(tmp_path, capsys):
     shutil.copy(Path(train.__file__).parent / "star/tasks/arithmetic.py", tmp_path / "mine.py")
     assert train.main(["--task", "mine.py", *SMALL, "--digits", "1-2"]) == 0

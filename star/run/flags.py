@@ -41,6 +41,7 @@ class Flags:
     preset: str | None = None
     show: int = 3
     price_per_hour: float | None = None
+    tensorboard: bool = False
 
 
 class Parser(argparse.ArgumentParser):
@@ -191,6 +192,8 @@ def add_command(parser: Parser) -> None:
     group.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run in this folder")
     group.add_argument("--check", action="store_true", help="say what a run would stand on and cost, and train nothing")
     group.add_argument("--show", type=int, help="rationales shown an iteration, with their verdicts [3]")
+    group.add_argument("--tensorboard", action="store_true", help="write metrics and rationales for TensorBoard too, "
+                       "into the run folder (extra tensorboard)")
     group.add_argument("--price-per-hour", type=float, help="of the device: what the run cost is said at its end")
 
 

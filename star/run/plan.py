@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 import checkpoints
+from checkpoints.chat import has_chat
 from star import prompts
 from star.cache import KVCache
 from star.config import StarConfig
@@ -68,6 +69,8 @@ def make_plan(config: StarConfig, options: dict, of: Callable[[Task], Task] = la
     max_new = config.max_new_tokens or task.max_new_tokens
     lengths, too_long = measure_prompts(task, tokenizer, max_new, model.config.max_pos)
     notes = list(task.notes)
+    if not config.chat and has_chat(folder):
+        notes.append("the model has a chat template, and is asked without it here: --chat asks as it was trained")
     if too_long:
         task = copy(task)
         task.train, task.heldout = ([p for p in part if p.id not in too_long] for part in (task.train, task.heldout))
