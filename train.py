@@ -67,7 +67,7 @@ def main(argv: list[str]) -> None:
                 raise
             raise KeyboardInterrupt(f"in {run.where}; go on with: python train.py --resume {run.folder}") from None
         except ValueError as e:
-            if isinstance(e, NothingSolved) and not any(g.kept for g in e.tries):
+            if isinstance(e, NothingSolved):
                 print("\n".join(nothing_solved(e.tries, plan, run.folder)), flush=True)
             raise ValueError(f"{e} (in {run.where}; what was done until then stands in {run.folder})") from None
     draw(run)

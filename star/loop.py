@@ -102,7 +102,7 @@ def star(sampler: Sampler, tokenizer, task: Task, config: StarConfig, state: Sta
         made = yield from pool.score(rollout, n, tried + retried, problems)
         kept = [g for g in made if passes(g, config)]
         if not kept:
-            raise NothingSolved(nothing_solved(n, tried, retried, config), tried + retried)
+            raise nothing_to_learn(n, tried, retried, config)
         before = kept if config.keep == "last" else sorted(before, key=lambda g: g.key) + kept
         chosen = select(before, config.dedup, config.max_per_problem or (1 if config.ranks else None), config.ranks)
         # 7: M_n is the original M, trained on what was kept, behind the questions without hint
@@ -198,8 +198,9 @@ def measure(rollout: Rollout, pool: Pool, state: State, n: int, validation: Sequ
     return state, scores
 
 
-def nothing_solved(n: int, tried: Sequence[Generation], retried: Sequence[Generation], config: StarConfig) -> str:
-    """One line for a model too weak to start, or a choice that lets nothing through."""
+def nothing_to_learn(n: int, tried: Sequence[Generation], retried: Sequence[Generation], config: StarConfig
+                     ) -> ValueError:
+    """For a model too weak to start, or a choice that lets nothing through: one line."""
     seen = {v: sum(g.verdict == v for g in [*tried, *retried]) for v in VERDICTS}
     how = ", ".join(f"{count} {v}" for v, count in seen.items() if count)
     right = sum(g.kept for g in [*tried, *retried])
@@ -208,10 +209,12 @@ def nothing_solved(n: int, tried: Sequence[Generation], retried: Sequence[Genera
             "none of these has a reward" + ("" if config.reward_threshold is None else
                                             f" of at least {config.reward_threshold}")
             + " (what is cut off, or too long for the judge, has none: raise --max-new-tokens, or take another judge)")
-        return (f"iteration {n}: of {len(tried) + len(retried)} answers {right} are right ({how}), but --select "
-                f"{config.select} lets none through: {why}; take another --select, or more --samples")
+        return ValueError(
+            f"iteration {n}: of {len(tried) + len(retried)} answers {right} are right ({how}), but --select "
+            f"{config.select} lets none through: {why}; take another --select, or more --samples")
     hint = "" if retried else "hints (leave out --no-rationalize), "
-    return (f"iteration {n}: none of {len({g.problem for g in tried})} problems was solved, with {len(retried)} hinted "
-            f"retries ({how}): there is nothing to learn from. The paper's limit (section 6): few-shot accuracy must "
-            "be above chance; GPT-2 could not start on arithmetic; try easier problems, a model that solves some of "
-            f"them, other few-shot examples, {hint}or a longer --max-new-tokens if many end by length")
+    return NothingSolved(
+        f"iteration {n}: none of {len({g.problem for g in tried})} problems was solved, with {len(retried)} hinted "
+        f"retries ({how}): there is nothing to learn from. The paper's limit (section 6): few-shot accuracy must "
+        "be above chance; GPT-2 could not start on arithmetic; try easier problems, a model that solves some of "
+        f"them, other few-shot examples, {hint}or a longer --max-new-tokens if many end by length", [*tried, *retried])

@@ -113,7 +113,7 @@ def pretrain(model: Decoder, curriculum: Curriculum, steps: int) -> None:
     """All weights, AdamW, loss on the rationale and its end."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     weight, bias = model.head()
-    for step in tqdm(range(steps), desc="pretrain", unit="step"):
+    for step in tqdm(range(steps), desc="pretrain", unit="step", disable=None):
         batch = [curriculum.next() for _ in range(BATCH)]
         n_targets = sum(len(e.tokens) - e.n_prompt for e in batch)
         for b in micro_batches(batch, 2048, model.device):

@@ -236,7 +236,7 @@ def told_apart(logits: Tensor, label: Tensor, weight: Tensor) -> Tensor:
 def train(pupil: Pupil, writer: Writer, tokenizer, steps: int) -> None:
     """All weights, AdamW."""
     optimizer = torch.optim.AdamW(pupil.parameters(), lr=LR, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    for step in tqdm(range(steps), desc="train", unit="step"):
+    for step in tqdm(range(steps), desc="train", unit="step", disable=None):
         problems = [writer.sum(SHORT if step < steps // 5 else ALL) for _ in range(BATCH)]
         rows = [row(p, writer.draw(p), tokenizer) for p in problems]
         rows.sort(key=lambda r: -len(r.example.tokens))  # micro_batches keeps this order

@@ -219,7 +219,7 @@ def main(argv: list[str]) -> None:
           f"{max(len(r) for item in data for r in item.rows)} tokens", flush=True)
     losses = []
     steps = train_judge(rm, data, args.steps, args.lr, args.batch_size, args.seed, warmup=args.steps // 10)
-    with tqdm(steps, total=args.steps, desc="train", unit="step") as bar:
+    with tqdm(steps, total=args.steps, desc="train", unit="step", disable=None) as bar:
         for loss in bar:
             losses.append(loss)
             bar.set_postfix(loss=f"{sum(losses[-20:]) / len(losses[-20:]):.3f}")
