@@ -47,6 +47,8 @@ def test_what_others_wrote_is_not_the_models_fault():
     assert lines[-2:] == ["likely  40 tokens are too few for an answer: a longer --max-new-tokens",
                           "look    python sample.py --run r --trace --problem b"]
     assert nothing_solved(tries[:3], plan(), Path("r"))[0].startswith("\n3 of 3")
+    spaced = nothing_solved([made(1, "generate", "my file-1", "wrong", "no")], plan(), Path("a run"))[-1]
+    assert spaced.endswith("sample.py --run 'a run' --trace --problem 'my file-1'")
 
 
 def test_texts_are_clipped_and_safe_to_print():

@@ -7,6 +7,7 @@ prints nothing.
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 
 from checkpoints.chat import has_chat
 from star.evaluate import VERDICTS
@@ -33,7 +34,7 @@ def nothing_solved(tries: Sequence[Generation], plan: Plan, run: Path, width: in
         ends = text if len(text) <= width else f"{text[: width // 2]} ... {text[-width // 2 :]}"
         lines.append(f"  {clip(g.problem, 40)}{says}: {clip(ends, width + 8)}")
     n = max(g.iteration for g in mine) - 1
-    look = f"look    python sample.py --run {run} --trace --problem {shown[0].problem}"
+    look = f"look    python sample.py --run {quote(str(run))} --trace --problem {quote(shown[0].problem)}"
     return [*lines, f"likely  {cause(said, plan, looks(shown))}", look + f" --iteration {n}" * (n > 0)]
 
 
