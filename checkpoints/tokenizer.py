@@ -1,8 +1,9 @@
 """Text to token ids and back, by a folder's own files and conventions.
 
 `tokenizer.json` is read where it is byte-level (checkpoints/bytelevel), else `tokenizer.model` through sentencepiece,
-else `tekken.json`. Control pieces of sentencepiece in a text ("<s>") are never parsed as such: user text cannot forge
-them; added tokens are, as in the reference. Chat templates are checkpoints/chat.
+else `tekken.json`, else a `tokenizer.json` in SentencePiece's style (checkpoints/pieces). Control pieces of a
+`tokenizer.model` in a text ("<s>") are never parsed as such: user text cannot forge them; added tokens are, as in the
+reference. Chat templates are checkpoints/chat.
 """
 
 import itertools
@@ -13,12 +14,12 @@ from pathlib import Path
 
 import sentencepiece
 
-from checkpoints.bytelevel import ByteLevelBPE, normalizer
+from checkpoints.bytelevel import ByteLevelBPE
 from checkpoints.files import read_json, read_json_if_there
+from checkpoints.pieces import Pieces
+from checkpoints.steps import SPACES, normalizer
 
 SETTINGS = "tokenizer_config.json"
-# Unicode's white space; str.strip would take the separators U+001C to U+001F too
-SPACES = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 
 
 class SentencePiece:
@@ -57,6 +58,7 @@ class AddedTokens:
 
     def __init__(self, entries: list[dict], normalize: Callable[[str], str]):
         self.texts = {e["id"]: e["content"] for e in entries}
+        self.read = {e["id"]: normalize(e["content"]) if e.get("normalized") else e["content"] for e in entries}
         self._normalize = normalize
         self._raw = {e["content"]: e for e in entries if not e.get("normalized")}
         self._normalized = {normalize(e["content"]): e for e in entries if e.get("normalized")}
@@ -110,8 +112,8 @@ class Tokenizer:
 
     chat = None
 
-    def __init__(self, pieces: SentencePiece | ByteLevelBPE, added: AddedTokens, before: list[int], after: list[int],
-                 bos_id: int | None, eos_ids: tuple[int, ...]):
+    def __init__(self, pieces: SentencePiece | ByteLevelBPE | Pieces, added: AddedTokens, before: list[int],
+                 after: list[int], bos_id: int | None, eos_ids: tuple[int, ...]):
         self._pieces, self._added, self._before, self._after = pieces, added, before, after
         self.bos_id, self.eos_ids, self.unk_id = bos_id, eos_ids, pieces.unk_id
         self._beyond = {i for i in added.texts if i not in pieces}  # some stand in the vocabulary too
@@ -158,11 +160,10 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         if (folder / "tekken.json").is_file():
             file = folder / "tekken.json"
             return _from_tekken(folder, read_json(file))
+        if data is not None:
+            return _from_json(folder, data)
     except (KeyError, TypeError, AttributeError) as e:  # a part that is missing or of another kind than it should be
         raise ValueError(f"{file} is damaged ({type(e).__name__}: {e}): fetch it again") from None
-    if data is not None:
-        raise ValueError(f"{file} is SentencePiece-style and there is no tokenizer.model: fetch tokenizer.model from "
-                         "the same repository")
     raise FileNotFoundError(f"no tokenizer.json and no tokenizer.model in {folder}: fetch them from where the model is")
 
 
@@ -173,11 +174,14 @@ def _byte_level(part: dict | None) -> bool:
 
 def _from_json(folder: Path, data: dict) -> Tokenizer:
     try:
-        pieces, normalize = ByteLevelBPE.from_json(data), normalizer(data.get("normalizer"))
+        pieces = ByteLevelBPE.from_json(data) if _byte_level(data.get("pre_tokenizer")) else Pieces(data)
+        normalize = normalizer(data.get("normalizer"))
         before, after = _template(data.get("post_processor"))
     except ValueError as e:
         raise ValueError(f"{folder / 'tokenizer.json'}: {e}") from None
     added = AddedTokens(_fitting(folder, data.get("added_tokens") or []), normalize)
+    if isinstance(pieces, Pieces):
+        pieces.texts |= added.read  # the file's decoder has them too
     ids = pieces.vocab | {text: i for i, text in added.texts.items()}
     settings = read_json_if_there(folder / SETTINGS)
     bos, eos = (ids.get(content(settings.get(f"{end}_token"))) for end in ("bos", "eos"))
@@ -187,7 +191,14 @@ def _from_json(folder: Path, data: dict) -> Tokenizer:
 def _from_sentencepiece(folder: Path, data: dict) -> Tokenizer:
     settings, file = read_json_if_there(folder / SETTINGS), folder / "tokenizer.model"
     only_first = (data.get("pre_tokenizer") or {}).get("prepend_scheme") == "first" or settings.get("legacy") is False
-    pieces = SentencePiece(file, space_each=not only_first)
+    try:
+        pieces = SentencePiece(file, space_each=not only_first)
+    except ValueError:
+        if not data:
+            raise
+        return _from_json(folder, data)
+    if data and len(data["model"]["vocab"]) != pieces.size:
+        return _from_json(folder, data)  # its vocabulary grew, and tokenizer.model is that of before
     entries = data.get("added_tokens") or [
         {**e, "id": int(i)} for i, e in (settings.get("added_tokens_decoder") or {}).items()]
     entries = entries or [
