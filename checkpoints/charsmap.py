@@ -25,7 +25,7 @@ def charsmap(table: str | None, graphemes) -> Callable[[str], str]:
     n = int.from_bytes(data[:4], "little")
     if n % 4 or not 0 < n <= len(data) - 4:
         raise ValueError(f"its precompiled_charsmap is damaged: {len(data)} bytes with a trie of {n}")
-    units, texts = array.array("I", data[4 : 4 + n]), data[4 + n :] + b"\0"
+    units, texts = array.array("I", data[4 : 4 + n]), data[4 + n :]
     if sys.byteorder == "big":
         units.byteswap()
 
@@ -49,7 +49,7 @@ def _shortest(units: array.array, key: bytes) -> int | None:
     at = _children(units, 0)
     for byte in key:
         at ^= byte
-        if byte == 0 or at >= len(units) or units[at] & (1 << 31 | 0xFF) != byte:
+        if at >= len(units) or units[at] & (1 << 31 | 0xFF) != byte:
             return None
         leaf = units[at] >> 8 & 1
         at = _children(units, at)

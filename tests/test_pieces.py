@@ -1,5 +1,6 @@
 """SentencePiece-style `tokenizer.json`: against the reference's cases, against slow twins, and what is refused."""
 
+import base64
 import itertools
 import json
 import random
@@ -68,7 +69,8 @@ def test_llamas_published_form_equals_its_model(tmp_path):
 @pytest.mark.parametrize(("given", "at_first", "later"), [
     ({"prepend_scheme": "always"}, ["▁a", "▁b"], ["▁a", "▁b"]),
     ({"prepend_scheme": "first"}, ["▁a", "▁b"], ["a", "▁b"]),
-    ({"prepend_scheme": "never"}, ["a", "▁b"], ["a", "▁b"]), ({"add_prefix_space": True}, ["▁a", "▁b"], ["▁a", "▁b"]),
+    ({"prepend_scheme": "never"}, ["a", "▁b"], ["a", "▁b"]), ({"add_prefix_space": False}, ["a", "▁b"], ["a", "▁b"]),
+    ({"add_prefix_space": True}, ["▁a", "▁b"], ["▁a", "▁b"]),
     ({"prepend_scheme": "always", "split": False}, ["▁a▁b"], ["▁a▁b"]), ({}, ["▁a", "▁b"], ["▁a", "▁b"])])
 def test_metaspace_of_any_age(given, at_first, later):
     cut = pre_tokenizer({"type": "Metaspace", "replacement": META, **given})
@@ -107,6 +109,16 @@ def test_a_text_is_cut_where_no_merge_reaches_across():
 def test_a_character_that_vanishes_joins_its_neighbours():
     """No unk and no bytes: then two "▁" meet where it stood, so that the text may not be cut there."""
     assert tokens_of(bpe([META, META * 2, "a"], [(META, META)]), f"a{META}q{META}a") == ["a", META * 2, "a"]
+
+
+@pytest.mark.parametrize("name", FOLDERS[:2])
+def test_the_folders_of_the_reference_are_cut(name):
+    assert checkpoints.load_tokenizer(GOLDEN / name)._pieces._apart
+
+
+def test_a_text_stays_whole_where_cutting_it_would_show():
+    assert tokens_of(bpe(["<unk>", "a"], unk_token="<unk>", fuse_unk=True), f"q{META}qa") == ["<unk>", "a"]
+    assert tokens_of(bpe([META, "a", "b", "<unk>", "a▁b"], ignore_merges=True, unk_token="<unk>"), "a▁b") == ["a▁b"]
 
 
 def test_bytes_where_a_character_has_no_token():
@@ -178,6 +190,15 @@ def test_unigram_unknown_characters():
     refused(Unigram({"vocab": vocab}).ids, "añ", words=("no piece for 'ñ'",))
 
 
+@pytest.mark.parametrize(("pieces", "word", "ids"), [
+    ({"añ": -9.0}, "añ", [1]),  # the piece that ends there is better than an unknown character
+    ({"ñó": 0.0}, "ñó", [1]),
+    ({"ñó": -3.0, "óx": 0.0, "x": -1.0}, "ñóx", [1, 3])])  # unknown + óx is -13: the least score and another -10
+def test_what_an_unknown_character_costs(pieces, word, ids):
+    vocab = {"<unk>": 0.0, **pieces}
+    assert Unigram({"vocab": list(vocab.items()), "unk_id": 0}).ids(word) == ids
+
+
 # Normalizers
 
 
@@ -198,8 +219,17 @@ def test_the_table_of_replacements():
     assert change("ﬁne ①\u3000Ａ\tx") == "fine 1 A x"
     assert change("A\u030aB A\u0301") == "ÅB A\u0301"
     assert change("Ａ\u0301x") == "Ax"  # the shortest beginning stands for the whole of a short character
+    assert change("Ａ\u0301\u0301") == "A\u0301\u0301"  # a longer one is looked up code point by code point
     assert change("") == ""
+    assert change("a\0b") == "a\0b"
     assert normalizer({"type": "Precompiled", "precompiled_charsmap": None})("Ａ") == "Ａ"
+
+
+@pytest.mark.parametrize("units", [[0x7FFFFFFF], [0] * 97 + [97 | 1 << 8 | 1000 << 10]])
+def test_a_table_that_points_beyond_itself_replaces_nothing(units):
+    data = b"".join(u.to_bytes(4, "little") for u in (4 * len(units), *units)) + b"x\0"
+    table = {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(data).decode()}
+    assert normalizer(table)("abc") == "abc"
 
 
 # Decoding
@@ -231,6 +261,17 @@ def test_added_tokens_pass_through_the_decoder(tmp_path):
     tokenizer = checkpoints.load_tokenizer(tmp_path)
     assert tokenizer.encode(f"a{META}{META}a", special=False)[1:-1] == [600]
     assert tokenizer.decode(tokenizer.encode(f"a{META}{META}a")) == "a  a"
+
+
+def test_a_normalized_token_has_its_space_as_in_the_reference(tmp_path):
+    """Llama 2's published form writes "▁" in front of the token too: it is found behind a space only."""
+    data = read("tok_sp_llama")
+    data["added_tokens"].append({"id": 400, "content": "<tok>", "normalized": True})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    tokenizer = checkpoints.load_tokenizer(tmp_path)
+    assert tokenizer.encode("a <tok>", special=False) == [262, 400]
+    assert tokenizer.decode([262, 400]) == "a <tok>"
+    assert 400 not in tokenizer.encode("a<tok>")
 
 
 # Which file, and what is refused
@@ -275,6 +316,7 @@ def test_plain_strings_need_no_package(monkeypatch):
     ("unigram", lambda d: d["model"].update(vocab=[]), "its vocabulary is empty"),
     ("unigram", lambda d: d["normalizer"]["normalizers"][0].update(precompiled_charsmap="$"), "is no base64"),
     ("unigram", lambda d: d["normalizer"]["normalizers"][0].update(precompiled_charsmap="AAAAAAAA"), "is damaged"),
+    ("unigram", lambda d: d["normalizer"]["normalizers"][0].update(precompiled_charsmap="AwAAAAAAAAA="), "is damaged"),
 ])
 def test_what_such_a_file_may_not_say(tmp_path, name, change, said):
     data = read(f"tok_sp_{name}_json")
