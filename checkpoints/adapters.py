@@ -7,8 +7,9 @@ alpha by module. What PEFT can do beyond that (DoRA, fully trained modules, embe
 
 import math
 import re
+import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ PREFIX = "base_model.model."
 BEYOND = ("use_dora", "modules_to_save", "lora_bias", "fan_in_fan_out", "layer_replication", "trainable_token_indices",
           "target_parameters", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "kasa_config",
           "velora_config", "monteclora_config", "megatron_config")  # settings of PEFT that change what is computed
+OUTSIDE = "{} adapts the embedding or the head ({}), which is not supported: only the linears of the blocks are"
 NEW_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations that change the base's weights
 
 
@@ -83,8 +85,9 @@ def _targets(names: list[str], model: Decoder, layout: Layout) -> list[str]:
 def load_adapter(model: Decoder, path: str | Path) -> None:
     """Put the adapters of a PEFT folder on the model, live at once; adapters it has are replaced.
 
-    Raises FileNotFoundError or ValueError for a folder that is not there, is damaged, uses more than plain LoRA, or
-    does not fit this model. The model is untouched then.
+    Raises FileNotFoundError or ValueError for a folder that is not there, is damaged or incomplete, uses more than
+    plain LoRA, or does not fit this model. The model is untouched then. Warns of adapters on what is not read (a vision
+    tower).
     """
     folder, layout = Path(path), model.source.layout
     config = _read_config(folder)
@@ -94,32 +97,110 @@ def load_adapter(model: Decoder, path: str | Path) -> None:
             "; adapter_model.bin can run code and is not read: save it again as safetensors"
             if (folder / "adapter_model.bin").is_file() else ""))
     tensors = TensorFile(file)
-    left = dict.fromkeys(tensors.entries)
+    names = _module_names(model, tensors)
+    _check_keys(tensors, names.values(), layout)
+    outside = [layout.name(f"{part}.weight").removesuffix(".weight") for part in ("lm_head", "embed_tokens")]
+    _check_targets(tensors, names.values(), outside, config)
     shapes = {name.removesuffix(".weight"): view.shape for name, view in model.tensors()}
     ranks, pairs = {}, {}
-    for part in lora.linear_parts(model):
-        name = next((n for n in layout.module_names(part) if any(key in left for key in _keys(n))), None)
-        if name is None:
-            continue
-        rank, scale = _rank_and_scale(config, name)
-        keys = _keys(name)
-        out, n_in = shapes[part]
-        found = [tensors.entries[key].shape if key in tensors else None for key in keys]
-        if found != [(rank, n_in), (out, rank)]:
-            raise ValueError(f"{file}: {name} does not fit a linear of shape [{out}, {n_in}] at rank {rank}: it was "
-                             "made for another base model")
-        A, B = (tensors.read(key) for key in keys)
-        order = layout.order(part)
-        ranks[part], pairs[part] = rank, (A, B if order is None else B[order], scale)
-        for key in keys:
-            del left[key]
-    if left or not pairs:
-        stray = next(iter(left), "no tensor")
-        if "lora_embedding" in stray or "lm_head" in stray or "embed" in stray:
-            raise ValueError(f"{file} adapts the embedding or the head ({stray}), which is not supported: only the "
-                             "linears of the blocks are")
-        raise ValueError(f"{file} was made for another base model: {stray} has no place in this one")
+    for part, name in names.items():
+        if _keys(name)[0] in tensors:
+            rank, scale = _rank_and_scale(config, name)
+            A, B = _pair(tensors, name, rank, shapes[part])
+            order = layout.order(part)
+            ranks[part], pairs[part] = rank, (A, B if order is None else B[order], scale)
     _attach(model, ranks, pairs, config)
+
+
+def _module_names(model: Decoder, tensors: TensorFile) -> dict[str, str]:
+    """part of the decoder -> its module's path in this file: all paths begin as those that the file has."""
+    ways = {part: model.source.layout.module_names(part) for part in lora.linear_parts(model)}
+    used = next((i for names in ways.values() for i, n in enumerate(names) if any(k in tensors for k in _keys(n))), 0)
+    return {part: names[used] for part, names in ways.items()}
+
+
+def _check_keys(tensors: TensorFile, names: Collection[str], layout: Layout) -> None:
+    """Has every tensor a place in the model? ValueError names one that has none, and why; warns of a vision tower's."""
+    places = {key for name in names for key in _keys(name)}
+    left = [key for key in tensors.entries if key not in places]
+    unread = [key for key in left if re.search(layout.ignored, key.removeprefix(PREFIX))]
+    stray = next((key for key in left if key not in unread), None)
+    if stray is None:
+        if len(unread) == len(tensors.entries):
+            raise ValueError(f"{tensors.path} holds no adapter" + (
+                f" of the text model, which alone is read: {unread[0]}, ..." if unread else ": fetch it again"))
+        if unread:
+            warnings.warn(f"{tensors.path}: {len(unread)} tensors adapt what is not read here ({unread[0]}, ...): they "
+                          "are left out, the text model alone is adapted", stacklevel=3)
+        return
+    if "lora_embedding" in stray or "lm_head" in stray or "embed" in stray:
+        raise ValueError(OUTSIDE.format(tensors.path, stray))
+    if "lora_magnitude" in stray:
+        raise ValueError(f"{tensors.path} is DoRA ({stray}): only plain LoRA is supported")
+    if re.search(r"lora_[AB]\.(?!weight$)\w+\.weight$", stray):
+        raise ValueError(f"{tensors.path} has the adapter's own name in its keys ({stray}): save it with PEFT's "
+                         "save_pretrained")
+    raise ValueError(f"{tensors.path}: {stray} has no place in this model: it was made for another base model")
+
+
+def _check_targets(tensors: TensorFile, names: Collection[str], outside: list[str], config: dict) -> None:
+    """Does the file hold what the config says it adapts? ValueError names what is lost, and what is there unsaid.
+
+    Without target_modules, what it has in one layer must stand in all.
+    """
+    said = tensors.path.with_name("adapter_config.json")
+    halves = {name: [key for key in _keys(name) if key in tensors] for name in names}
+    kinds = sorted({name.rpartition(".")[2] for name, found in halves.items() if found})
+    config = config | {"target_modules": config.get("target_modules") or kinds}
+    targeted = {name for name in (*names, *outside) if _targeted(config, name)}
+    if targeted & set(outside) and str(config["target_modules"]).lower() != "all-linear":
+        raise ValueError(OUTSIDE.format(said, min(targeted & set(outside))))
+    lost = [name for name in names if name in targeted and not halves[name]]
+    if lost:
+        raise ValueError(f"{tensors.path} lacks {lost[0]}" + (f" and {len(lost) - 1} more" if lost[1:] else "") +
+                         f", adapted by target_modules in {said}: fetch it again")
+    for name, found in halves.items():
+        if len(found) == 1:
+            raise ValueError(f"{tensors.path} lacks {next(k for k in _keys(name) if k not in found)}: fetch it again")
+        if found and name not in targeted:
+            raise ValueError(f"{tensors.path} holds adapters of {name}, which {said} leaves out (target_modules, "
+                             "exclude_modules or layers_to_transform): PEFT would not load them; correct one of them")
+
+
+def _targeted(config: dict, name: str) -> bool:
+    """PEFT's rule for one module's path."""
+    def among(which: str | list[str]) -> bool:
+        if isinstance(which, str):
+            return re.fullmatch(which, name) is not None
+        return any(name == word or name.endswith(f".{word}") for word in which)
+
+    targets, layers = config["target_modules"], config.get("layers_to_transform")
+    if config.get("exclude_modules") and among(config["exclude_modules"]):
+        return False
+    if isinstance(targets, str) and targets.lower() == "all-linear":
+        return True
+    if isinstance(targets, str) or name in targets or layers in (None, []) or not among(targets):
+        return among(targets)
+    patterns = config.get("layers_pattern") or r"[^.]*"
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    found = (re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", name) for pattern in patterns)
+    layer = next((int(match[1]) for match in found if match), None)
+    return layer in (layers if isinstance(layers, list) else [layers])
+
+
+def _pair(tensors: TensorFile, name: str, rank: int, shape: torch.Size) -> tuple[Tensor, Tensor]:
+    """A (rank, in) and B (out, rank) of a module. ValueError if they do not fit, or hold what is no number."""
+    (out, n_in), (a, b) = shape, (tensors.entries[key].shape for key in _keys(name))
+    if a[1:] != (n_in,) or b[:1] != (out,) or len(b) != 2:
+        raise ValueError(f"{tensors.path}: {name} has shapes {list(a)} and {list(b)}, which do not fit a linear of "
+                         f"shape [{out}, {n_in}]: it was made for another base model")
+    if (a[0], b[1]) != (rank, rank):
+        raise ValueError(f"{tensors.path}: {name} has ranks {a[0]} and {b[1]} where adapter_config.json says {rank}")
+    pair = torch.empty(a, dtype=tensors.dtype(_keys(name)[0])), torch.empty(b, dtype=tensors.dtype(_keys(name)[1]))
+    for key, tensor in zip(_keys(name), pair, strict=True):
+        if not tensors.read_into(key, tensor):
+            raise ValueError(f"{tensors.path}: {key} holds numbers that are not finite: fetch it again")
+    return pair
 
 
 def _attach(
@@ -156,7 +237,24 @@ def _read_config(folder: Path) -> dict:
                 re.compile(key)
             except re.error as e:
                 raise ValueError(f"{where}, and {key!r} is no regular expression ({e})") from None
+    _check_names(folder, config)
     return config
+
+
+def _check_names(folder: Path, config: dict) -> None:
+    """Are target_modules, and what narrows them down, of the kinds that PEFT knows? ValueError says which is not."""
+    for key, kind in (("target_modules", str), ("exclude_modules", str), ("layers_pattern", str),
+                      ("layers_to_transform", int)):
+        value = config.get(key)
+        values = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(type(v) is kind for v in values):
+            raise ValueError(f"{folder}/adapter_config.json has {key}: {value!r}; it must be a "
+                             f"{'number' if kind is int else 'name'} or a list of them")
+        if key == "layers_pattern" or type(value) is str:
+            try:
+                list(map(re.compile, values))
+            except re.error as e:
+                raise ValueError(f"{folder}/adapter_config.json: {key} is no regular expression ({e})") from None
 
 
 def _rank_and_scale(config: dict, name: str) -> tuple[int, float]:

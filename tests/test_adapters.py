@@ -10,6 +10,7 @@ from conftest import GOLDEN, SHIPPED, stirred
 from safetensors.torch import load_file, save_file
 
 import checkpoints
+from checkpoints.adapters import _targeted, adapters
 from star.lora import lora_modules, merged
 from star.sampler import Sampler
 
@@ -127,6 +128,7 @@ def test_part_of_the_layers_is_named_by_whole_paths(tmp_path):
     assert json.loads((tmp_path / "a" / "adapter_config.json").read_text())["target_modules"] == ["q_proj"]
     tensors = load_file(tmp_path / "a" / "adapter_model.safetensors")
     save_file({k: t for k, t in tensors.items() if ".layers.0." in k}, tmp_path / "a" / "adapter_model.safetensors")
+    edit(tmp_path / "a" / "adapter_config.json", layers_to_transform=[0])
     checkpoints.load_adapter(model, tmp_path / "a")
     checkpoints.save_adapter(model, tmp_path / "b")
     config = json.loads((tmp_path / "b" / "adapter_config.json").read_text())
@@ -139,13 +141,23 @@ def test_part_of_the_layers_is_named_by_whole_paths(tmp_path):
     ({"bias": "all"}, "LoRA with bias"),
     ({"peft_type": "IA3"}, "this is IA3"),
     ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4 changes the base"),
-    ({"r": 5}, "another base"),
-    ({"rank_pattern": {"q_proj": 9}}, "another base"),
+    ({"r": 5}, "q_proj has ranks 3 and 3 where adapter_config.json says 5"),
+    ({"rank_pattern": {"q_proj": 9}}, "q_proj has ranks 3 and 3 where adapter_config.json says 9"),
     ({"r": None}, "lacks a number"),
     ({"r": 0}, "lacks a number"),
     ({"rank_pattern": {"q_proj": "2"}}, "rank_pattern has 'q_proj': '2'; it must be a positive number"),
     ({"rank_pattern": {"q_proj": 0}}, "rank_pattern has 'q_proj': 0; it must be a positive number"),
     ({"alpha_pattern": {"(": 2}}, "'\\(' is no regular expression"),
+    ({"target_modules": "("}, "target_modules is no regular expression"),
+    ({"layers_pattern": ["("]}, "layers_pattern is no regular expression"),
+    ({"target_modules": {"q_proj": 1}}, "has target_modules: {'q_proj': 1}; it must be a name"),
+    ({"exclude_modules": [1]}, r"has exclude_modules: \[1\]; it must be a name"),
+    ({"layers_to_transform": "0"}, "has layers_to_transform: '0'; it must be a number"),
+    ({"target_modules": ["q_proj"]}, "holds adapters of .*k_proj, which .*adapter_config.json leaves out"),
+    ({"exclude_modules": ["q_proj"]}, "holds adapters of .*q_proj, which .* leaves out"),
+    ({"layers_to_transform": [1]}, "holds adapters of model.layers.0.self_attn.q_proj, which"),
+    ({"target_modules": ["q_proj", "lm_head"]}, r"adapter_config.json adapts the embedding or the head \(lm_head\)"),
+    ({"target_modules": ["embed_tokens"]}, r"adapts the embedding or the head \(model.embed_tokens\)"),
 ])
 def test_adapters_that_are_refused(tmp_path, config, said):
     checkpoints.save_adapter(adapted(), tmp_path / "a")
@@ -154,6 +166,115 @@ def test_adapters_that_are_refused(tmp_path, config, said):
     with pytest.raises(ValueError, match=said):
         checkpoints.load_adapter(model, tmp_path / "a")
     assert not list(lora_modules(model))
+
+
+def changed(folder, change):
+    """The adapter's tensors, changed in place."""
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file)
+
+
+def pop(*words):
+    """Takes away the tensors whose names hold one of these words."""
+    def change(tensors):
+        for key in [k for k in tensors if any(w in k for w in words)]:
+            del tensors[key]
+    return change
+
+
+FIRST = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
+
+
+@pytest.mark.parametrize(("change", "config", "said"), [
+    (pop("layers.1.mlp.up_proj"), {}, r"lacks model.layers.1.mlp.up_proj, adapted by target_modules in .*_config.json"),
+    (pop("layers.1.", "layers.2."), {}, "lacks model.layers.1.self_attn.q_proj and 13 more, adapted by target_modules"),
+    (pop("k_proj"), {}, "lacks model.layers.0.self_attn.k_proj and 2 more"),
+    (pop("layers.1.mlp.up_proj"), {"target_modules": None}, "lacks model.layers.1.mlp.up_proj"),
+    (pop("layers.1.mlp.up_proj"), {"target_modules": "All-Linear"}, "lacks model.layers.1.mlp.up_proj"),
+    (pop("layers.1.mlp.up_proj"), {"target_modules": r".*layers\.\d+\.(self_attn|mlp)\.\w+"}, "lacks .*1.mlp.up_proj"),
+    (pop("layers.1.mlp.up_proj"), {"layers_to_transform": [0, 1, 2]}, "lacks model.layers.1.mlp.up_proj"),
+    (pop("layers.0.self_attn.q_proj.lora_B"), {}, "lacks .*layers.0.self_attn.q_proj.lora_B.weight:"),
+    (pop("layers.0.self_attn.q_proj.lora_A"), {}, "lacks .*layers.0.self_attn.q_proj.lora_A.weight:"),
+    (pop("."), {}, "holds no adapter: fetch it again"),
+    (lambda t: t.update({FIRST + "B.weight": t[FIRST + "B.weight"][:, :2].clone()}), {}, "has ranks 3 and 2 where"),
+    (lambda t: t.update({FIRST + "B.weight": t[FIRST + "B.weight"][:-1].clone()}), {}, "do not fit a linear of shape"),
+    (lambda t: t.update({FIRST + "A.weight": t[FIRST + "A.weight"].flatten()}), {}, "do not fit a linear of shape"),
+    (lambda t: t.update({FIRST + "B.weight": t[FIRST + "B.weight"][:, 0].clone()}), {}, "do not fit a linear of shape"),
+    (lambda t: t[FIRST + "A.weight"].fill_(math.nan), {}, "q_proj.lora_A.weight holds numbers that are not finite"),
+    (lambda t: t.update({FIRST + "magnitude_vector": torch.ones(2)}), {}, "is DoRA"),
+    (lambda t: t.update({FIRST + "A.default.weight": torch.ones(2, 2)}), {}, "has the adapter's own name in its keys"),
+    (lambda t: t.update({FIRST.replace("0", "7") + "A.weight": torch.ones(2)}), {}, "layers.7.* has no place in this"),
+])
+def test_files_that_do_not_hold_what_the_config_says(tmp_path, change, config, said):
+    checkpoints.save_adapter(adapted(), tmp_path / "a")
+    changed(tmp_path / "a", change)
+    edit(tmp_path / "a" / "adapter_config.json", **config)
+    model = adapted(rank=2)
+    with pytest.raises(ValueError, match=said) as caught:
+        checkpoints.load_adapter(model, tmp_path / "a")
+    assert "\n" not in str(caught.value)
+    assert {A.shape[0] for _, A, _ in adapters(model)} == {2}  # those from before
+
+
+@pytest.mark.parametrize(("lost", "config"), [
+    ("layers.1.", {"layers_to_transform": [0, 2]}),
+    ("layers.1.", {"layers_to_transform": [0, 2], "layers_pattern": "layers"}),
+    ("up_proj", {"exclude_modules": ["up_proj"]}),
+    ("layers.1.mlp.up_proj", {"exclude_modules": r".*\.1\.mlp\.up_proj"}),
+    ("v_proj", {"target_modules": r".*\.([qko]|gate|up|down)_proj"}), ("nothing", {"target_modules": "all-linear"}),
+    ("nothing", {"target_modules": None}), ("up_proj", {"target_modules": None})])
+def test_what_the_config_leaves_out_may_be_absent(tmp_path, lost, config):
+    checkpoints.save_adapter(adapted(), tmp_path / "a")
+    changed(tmp_path / "a", pop(lost))
+    edit(tmp_path / "a" / "adapter_config.json", **config)
+    checkpoints.load_adapter(checkpoints.load_model(SHIPPED), tmp_path / "a")
+
+
+@pytest.mark.parametrize(("config", "name", "meant"), [
+    ({"target_modules": ["dense"]}, "transformer.h.0.mlp.dense", True),
+    ({"target_modules": ["dense"]}, "transformer.h.0.mlp.xdense", False),
+    ({"target_modules": "q_proj"}, "model.layers.0.self_attn.q_proj", False),  # a string is a whole path's expression
+    ({"target_modules": ["model.layers.3.q_proj"], "layers_to_transform": [0]}, "model.layers.3.q_proj", True),
+    ({"target_modules": ["q_proj"], "layers_to_transform": [0]}, "model.layers.10.q_proj", False),
+    ({"target_modules": ["q_proj"], "layers_to_transform": [10]}, "model.layers.10.q_proj", True),
+    ({"target_modules": ["q_proj"], "layers_to_transform": [0], "layers_pattern": ["h", "blocks"]}, "a.layers.0.q_proj",
+     False),
+    ({"target_modules": ["q_proj"], "layers_to_transform": 3}, "transformer.h.3.q_proj", True),
+    ({"target_modules": ["q_proj"], "layers_to_transform": []}, "model.layers.3.q_proj", True)])
+def test_pefts_rule(config, name, meant):
+    assert _targeted(config, name) is meant
+
+
+@torch.no_grad()
+def test_an_adapter_of_gemmas_vision_too(tmp_path):
+    """PEFT's all-linear adapts the vision tower with the text model: the text part is taken, and that is said."""
+    text, folder = GOLDEN / "gemma3", tmp_path / "mm"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(
+        {"model_type": "gemma3", "text_config": json.loads((text / "config.json").read_text())}))
+    tensors = load_file(text / "model.safetensors")
+    save_file({f"language_model.{k}": t for k, t in tensors.items()}, folder / "model.safetensors")
+    adapted_text = stirred(checkpoints.load_model(folder))
+    checkpoints.save_adapter(adapted_text, tmp_path / "a")
+    vision = "base_model.model.model.vision_tower.encoder.layers.0.self_attn.q_proj.lora_"
+    changed(tmp_path / "a", lambda t: t.update({f"{vision}{letter}.weight": torch.ones(3, 3) for letter in "AB"}))
+    edit(tmp_path / "a" / "adapter_config.json", target_modules=[
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "out_proj", "fc1", "fc2"])
+    model, ids = checkpoints.load_model(folder), torch.arange(2, 15)[None]
+    with pytest.warns(UserWarning, match=r"2 tensors adapt what is not read here \(.*vision_tower.*text model alone"):
+        checkpoints.load_adapter(model, tmp_path / "a")
+    assert torch.equal(model(ids), adapted_text(ids))
+    new, old = "base_model.model.model.language_model.", "base_model.model.language_model.model."
+    changed(tmp_path / "a", lambda t: [t.update({k.replace(new, old): t.pop(k)}) for k in list(t)])
+    again = checkpoints.load_model(folder)  # as transformers 4.50 called its modules
+    with pytest.warns(UserWarning, match="left out"):
+        checkpoints.load_adapter(again, tmp_path / "a")
+    assert torch.equal(again(ids), adapted_text(ids))
+    changed(tmp_path / "a", pop("language_model"))
+    with pytest.raises(ValueError, match=r"holds no adapter of the text model, which alone is read: .*vision_tower"):
+        checkpoints.load_adapter(model, tmp_path / "a")
 
 
 @pytest.mark.parametrize("name", ["model.embed_tokens.lora_embedding_A", "lm_head.lora_A.weight"])
@@ -168,7 +289,7 @@ def test_adapters_outside_the_blocks_are_refused_by_name(tmp_path, name):
 def test_an_adapter_for_another_base_is_refused(tmp_path):
     checkpoints.save_adapter(adapted(), tmp_path / "a")
     for other in ("llama2", "falcon7b"):
-        with pytest.raises(ValueError, match="another base"):
+        with pytest.raises(ValueError, match="was made for another base model"):
             checkpoints.load_adapter(checkpoints.load_model(GOLDEN / other), tmp_path / "a")
     with pytest.raises(FileNotFoundError, match="adapter_config"):
         checkpoints.load_adapter(checkpoints.load_model(GOLDEN / "llama2"), tmp_path)
