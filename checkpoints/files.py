@@ -10,6 +10,7 @@ import itertools
 import json
 import math
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F
 INFINITY = {torch.float64: 0x7FF0 << 48, torch.float32: 0x7F80 << 16, torch.float16: 0x7C00, torch.bfloat16: 0x7F80}
 CHUNK = 2 << 20  # bytes read at a time: small enough that the next look at them finds them in the processor's cache
 MOST_HEADER = 100_000_000  # bytes; the format's own limit
+WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 
@@ -47,8 +49,12 @@ def read_json_if_there(path: Path) -> dict:
 
 @contextlib.contextmanager
 def _atomically(path: Path) -> Iterator[Path]:
-    """A file to write instead, which is renamed into its place once the disk has it: nobody ever sees half a file."""
+    """A file to write instead, which is renamed into its place once the disk has it: nobody ever sees half a file.
+
+    What stands at either name is replaced, a link too: nothing is written where a link leads.
+    """
     temporary = path.with_name(path.name + ".tmp")
+    temporary.unlink(missing_ok=True)
     yield temporary
     with open(temporary, "rb") as f:
         os.fsync(f.fileno())
@@ -86,11 +92,12 @@ def write_shards(
             room = most
         shards[-1].append(name)
         room -= size
-    names = ["model.safetensors"] if len(shards) == 1 else [
+    names = [WHOLE] if len(shards) == 1 else [
         f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
     stream = iter(tensors)
     for name, shard in zip(names, shards, strict=True):
         write_tensors(folder / name, dict(itertools.islice(stream, len(shard))))
+    (folder / (INDEX if len(shards) == 1 else WHOLE)).unlink(missing_ok=True)  # of a model that stood there before
     if len(shards) > 1:
         weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         write_json(folder / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map})
@@ -224,12 +231,17 @@ def _entries(header: dict, data: int, size: int) -> dict[str, Entry]:
 
 
 def tensor_files(folder: Path) -> dict[str, TensorFile]:
-    """Tensor name -> the file that holds it. The index decides where there is one; other files are not looked at.
+    """Tensor name -> the file that holds it: model.safetensors, as in the reference, else what the index names. Other
+    files are not looked at.
 
-    FileNotFoundError or ValueError for files that are missing, lead out of the folder, or disagree with the index.
+    FileNotFoundError or ValueError for files that are missing, stand in another folder, or disagree with the index.
+    Warns of shards beside a whole file, which an index names too.
     """
-    index = folder / INDEX
-    if not index.is_file():
+    index, whole = folder / INDEX, folder / WHOLE
+    if not index.is_file() or (whole.is_file() and f'"{WHOLE}"' not in index.read_text(errors="replace")):
+        if index.is_file() and any(folder.glob("model-*.safetensors")):
+            warnings.warn(f"{folder} has {WHOLE} and shards: {WHOLE} is read, as transformers does; if the shards are "
+                          "the model, take it away", stacklevel=3)
         file = TensorFile(_single(folder))
         return dict.fromkeys(file.entries, file)
     weight_map = read_json(index).get("weight_map")
@@ -248,28 +260,26 @@ def tensor_files(folder: Path) -> dict[str, TensorFile]:
 
 
 def _single(folder: Path) -> Path:
-    path = folder / "model.safetensors"
+    path = folder / WHOLE
     if path.is_file():
         return path
+    if path.is_symlink():
+        raise FileNotFoundError(f"{path} is a link to {os.readlink(path)}, which is not there: fetch it again")
     pickled = sorted(p.name for kind in ("*.bin", "*.pt", "*.pth") for p in folder.glob(kind))
     if pickled:
         raise FileNotFoundError(
             f"{folder} has {pickled[0]} but no safetensors; pickled weights can run code and are not read. Convert "
             "them where you trust them: python -c \"from transformers import AutoModelForCausalLM as M; "
             "M.from_pretrained('IN', dtype='auto').save_pretrained('OUT')\"")
-    raise FileNotFoundError(f"no model.safetensors and no {INDEX} in {folder}")
+    raise FileNotFoundError(f"no {WHOLE} and no {INDEX} in {folder}")
 
 
 def _inside(index: Path, name: str) -> Path:
-    """The shard's path, if it lies in its folder (a link of the hub's cache may lead to the cache's own blobs)."""
+    """The shard's path, if its name is one in this folder; it may be a link to anywhere: weights are only read."""
     folder, path = index.parent, index.parent / name
     if Path(name).name != name:
         raise ValueError(f"{index} names the file {name!r}, which is not in its folder")
     if not path.is_file():
-        raise FileNotFoundError(f"shard {name} is missing in {folder}; {index.name} lists it: fetch it again")
-    homes = {folder.resolve()}
-    if folder.resolve().parent.name == "snapshots":
-        homes.add(folder.resolve().parent.parent / "blobs")
-    if path.resolve().parent not in homes:
-        raise ValueError(f"{index} names {name}, a link to {path.resolve()} outside its folder: put the file there")
+        what = f"is a link to {os.readlink(path)}, which is not there" if path.is_symlink() else "is missing"
+        raise FileNotFoundError(f"shard {name} {what}; {index} lists it: fetch it again")
     return path

@@ -11,7 +11,17 @@ from conftest import GOLDEN, refused
 from safetensors.torch import load_file, save_file
 
 from checkpoints import files
-from checkpoints.files import INDEX, TensorFile, read_json, tensor_files, write_atomically, write_tensors
+from checkpoints.files import (
+    INDEX,
+    WHOLE,
+    TensorFile,
+    read_json,
+    tensor_files,
+    write_atomically,
+    write_json,
+    write_shards,
+    write_tensors,
+)
 
 
 def raw(header: dict | bytes, data: bytes = b"") -> bytes:
@@ -126,7 +136,8 @@ def test_an_index_may_not_lead_elsewhere(shards, name, why):
     assert why in refused(tensor_files, shards, error=(ValueError, FileNotFoundError))
 
 
-def test_a_shard_may_be_a_link_into_the_hubs_cache_only(tmp_path):
+def test_a_shard_may_be_a_link(tmp_path):
+    """Into the cache of the Hub, or to another disk."""
     cache = tmp_path / "models--a--b"
     folder, blobs = cache / "snapshots" / "0123", cache / "blobs"
     folder.mkdir(parents=True)
@@ -139,7 +150,50 @@ def test_a_shard_may_be_a_link_into_the_hubs_cache_only(tmp_path):
     link.unlink()
     shutil.copy(GOLDEN / "llama2" / link.name, tmp_path / "elsewhere")
     link.symlink_to(tmp_path / "elsewhere")
-    assert f"names {link.name}, a link to" in refused(tensor_files, folder)
+    assert len(tensor_files(folder)) == len(tensor_files(GOLDEN / "llama2"))
+    (tmp_path / "elsewhere").unlink()
+    said = f"shard {link.name} is a link to {tmp_path / 'elsewhere'}, which is not there"
+    assert said in refused(tensor_files, folder, error=FileNotFoundError)
+    (folder / INDEX).unlink()
+    (folder / WHOLE).symlink_to("gone")
+    assert "is a link to gone, which is not there" in refused(tensor_files, folder, error=FileNotFoundError)
+
+
+@pytest.mark.parametrize("index", ['{"weight_map": {"a": "model-00001-of-00002.safetensors"}}', "{", ""])
+def test_a_whole_file_counts_more_than_an_index(tmp_path, index):
+    """As in the reference: a stale index from before is not read, even if its shards are still there."""
+    save_file({"b": torch.ones(2)}, tmp_path / WHOLE)
+    (tmp_path / INDEX).write_text(index)
+    assert list(tensor_files(tmp_path)) == ["b"]
+    save_file({"a": torch.ones(2)}, tmp_path / "model-00001-of-00002.safetensors")
+    with pytest.warns(UserWarning, match=f"has {WHOLE} and shards: {WHOLE} is read"):
+        assert list(tensor_files(tmp_path)) == ["b"]
+
+
+def test_an_index_that_names_the_whole_file_decides(tmp_path):
+    save_file({"b": torch.ones(2)}, tmp_path / WHOLE)
+    save_file({"a": torch.ones(2)}, tmp_path / "rest.safetensors")
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"b": WHOLE, "a": "rest.safetensors"}}))
+    assert sorted(tensor_files(tmp_path)) == ["a", "b"]
+
+
+def test_shards_and_whole_files_replace_each_other(tmp_path):
+    for most, names in ((16, {"a", "b"}), (math.inf, {"c"}), (16, {"a", "b"})):
+        tensors = {name: torch.ones(4) for name in names}
+        write_shards(tmp_path, tensors.items(), dict.fromkeys(tensors, 16), most)
+        assert set(tensor_files(tmp_path)) == names
+
+
+def test_nothing_is_written_where_a_link_leads(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    for name in ("a.json", "a.json.tmp", "t.safetensors", "t.safetensors.tmp"):
+        (tmp_path / name).symlink_to(victim)
+    write_json(tmp_path / "a.json", {"a": 1})
+    write_tensors(tmp_path / "t.safetensors", {"a": torch.ones(2)})
+    assert victim.read_text() == "mine"
+    assert read_json(tmp_path / "a.json") == {"a": 1}
+    assert not (tmp_path / "t.safetensors").is_symlink()
 
 
 def test_a_tensor_in_two_shards_or_in_none(shards):
