@@ -25,6 +25,7 @@ from star.run.folder import Run, facts
 from star.run.plan import build, check, make_plan, opening
 from star.run.plots import curves
 from star.run.progress import Progress, summary, weak
+from star.run.report import Report
 
 FREE_ON_RESUME = ("iterations", "device", "slots")  # settings that a run may change half-way
 
@@ -48,6 +49,7 @@ def main(argv: list[str]) -> None:
         checkpoints.load_adapter(sampler.model, run.adapter(state.iteration))
     print("\n".join([*opening(plan, sampler), f"run     {run.folder}\n"]), flush=True)
 
+    report = Report(run, plan.task, plan.tokenizer)
     board = Board(writer, run.folder, run.iteration) if writer else contextlib.nullcontext()
     with contextlib.closing(Progress(plan, flags.show)) as progress, board:
         for metrics in run.metrics():
@@ -60,6 +62,8 @@ def main(argv: list[str]) -> None:
                     board.show(event, run)
                 if isinstance(event, Finished) and event.iteration == 0:
                     print(weak(event.metrics, plan), end="", flush=True)
+                if isinstance(event, Finished):
+                    report.write()
                 if isinstance(event, Finished) and sum(run.timings["seconds"].values()) > 30:
                     draw(run)  # half a second: not for iterations that take little more
         except (KeyboardInterrupt, RuntimeError) as e:
@@ -72,7 +76,7 @@ def main(argv: list[str]) -> None:
             raise ValueError(f"{e} (in {run.where}; what was done until then stands in {run.folder})") from None
     draw(run)
     print("\n" + "\n".join(summary(run, flags.price_per_hour)))
-    print(f"curves  {run.folder / 'curves.png'}\nlook    python sample.py --run {run.folder}")
+    print(f"curves  {run.folder / 'curves.png'}\nreport  {report.path}\nlook    python sample.py --run {run.folder}")
 
 
 def resumed(flags: Flags) -> tuple[Run, State, list]:

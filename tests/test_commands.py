@@ -67,7 +67,8 @@ def test_train_then_sample(capsys, tmp_path):
     assert [r[0] for r in rows] == ["0", "1"]
     run = tmp_path / "runs" / "arithmetic-001"
     assert {p.name for p in run.iterdir()} == {
-        "config.json", "metrics.jsonl", "timings.jsonl", "samples", "adapters", "curves.png", "state.json"}  # fmt: skip
+        "config.json", "metrics.jsonl", "timings.jsonl", "samples", "adapters", "curves.png", "report.html",
+        "state.json"}  # fmt: skip
     config = json.loads((run / "config.json").read_text())
     assert config["settings"]["problems"] == 40
     assert {"command", "torch", "git_commit", "device", "dtype"} <= set(config)

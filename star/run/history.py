@@ -62,7 +62,7 @@ def load_asked(run: Path) -> tuple[list[Generation], dict[str, tuple[str, str]]]
     gc.disable()  # nothing becomes garbage here, and looking for it would take a third of the time
     try:
         records = [(r, path, number) for path in files for number, r in enumerate(read_lines(path), 1)]
-        generations = [_checked(*record) for record in records]
+        generations = [checked(*record) for record in records]
     finally:
         gc.enable()
     if not generations:
@@ -71,7 +71,7 @@ def load_asked(run: Path) -> tuple[list[Generation], dict[str, tuple[str, str]]]
                          for r, *_ in records}
 
 
-def _checked(record: dict, path: Path, number: int) -> Generation:
+def checked(record: dict, path: Path, number: int) -> Generation:
     try:
         g = generation(record)
         named = g.phase in SAMPLED and g.verdict in VERDICTS
