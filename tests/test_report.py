@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import SHIPPED, refused
+from test_commands import parrot
 from test_loop import Riddles, answer, trained_on
 from test_loop import setup as setup  # the fixture
 from test_pool import Numbers, other, right
@@ -316,6 +317,20 @@ def test_the_command_writes_what_train_wrote(own_folder, capsys):
                                        "error: nowhere is no run: it has no state.json; a run lies in runs/NAME\n")
 
 
+def test_a_run_that_solves_nothing_leaves_its_page(own_folder, capsys):
+    """The answers of the iteration that failed are what one wants to see."""
+    parrot("sp")
+    Path("q.jsonl").write_text("".join(f'{{"question": "q{i}", "answer": "{i}"}}\n' for i in range(9)))
+    argv = ["--task", "jsonl", "--data", "q.jsonl", "--zero-shot", "--model", "sp", "--max-new-tokens", "5",
+            "--out", "x"]
+    assert train.main(argv) == 2
+    assert "there is nothing to learn from" in capsys.readouterr().err
+    facts = data(Path("x/report.html"))
+    assert [b["iteration"] for b in facts["blocks"]] == [0, 1]
+    assert {text for n, *_, text, _, _, _ in told(facts) if n == 1} == {"the the the the the"}
+    assert "of them only with the hint; lost, by the last try:" in facts["headline"][1]
+
+
 def test_the_command_does_without_data_and_tokenizer(tmp_path, capsys):
     lines = (json.dumps({"question": f"q{i}", "answer": f"{i}"}) + "\n" for i in range(9))
     (tmp_path / "q.jsonl").write_text("".join(lines))
@@ -355,10 +370,12 @@ addEventListener("securitypolicyviolation", e => odd.push(e.violatedDirective));
 console.error = console.warn = (...words) => odd.push(words.join(" "));
 </script>"""
 AFTER = """<script>{
-const wait = () => new Promise(go => setTimeout(go, 20));
+const moved = act => new Promise(go => {  // the page hears of a new address after it was set
+  addEventListener("hashchange", () => setTimeout(go), {once: true}); setTimeout(go, 1000); act(); });
 const text = id => document.getElementById(id).textContent;
-const follow = async link => { link.click(); await wait(); };
-const goto = async hash => { location.hash = hash; await wait(); };
+const follow = link => moved(() => link.click());
+const goto = hash => moved(() => location.replace(hash));  // frames share one history: only `follow` adds to it
+const press = key => dispatchEvent(new KeyboardEvent("keydown", {key}));
 const choose = (name, value, kind = "change") => { const field = document.getElementById("filters").elements[name];
   field.value = value; field.dispatchEvent(new Event(kind)); };
 const found = () => text("found").match(/\\d[\\d,]*/g).slice(0, 2).map(n => Number(n.replace(",", "")));
@@ -465,7 +482,7 @@ def test_all_kinds_of_runs_are_shown(tmp_path, setup, tokenizer):
 
 
 WAYS = """
-const seen = {all: found()};
+const seen = {all: found(), top: [scrollY, document.getElementById("journeys").getBoundingClientRect().top > 0]};
 for (const [name, value] of [["iteration", 1], ["phase", "rationalize"], ["verdict", "leak"], ["verdict", "not right"],
                              ["verdict", "trained on"], ["group", "odd"]]) {
   choose(name, value); seen[name + " " + value] = found(); choose(name, "");
@@ -475,9 +492,9 @@ choose("iteration", 2); choose("verdict", "right"); choose("phase", "generate");
 seen.three = [...found(), location.hash];
 await follow(document.querySelector("#list a:nth-child(2)"));
 seen.link = location.hash; seen.shown = document.querySelector("#detail h3").textContent.split(" ")[0];
-history.back(); await wait(); await wait(); seen.back = location.hash;
+await moved(() => history.back()); seen.back = location.hash;
 await follow(document.getElementById("reset")); seen.reset = found();
-await goto("#problem=4");
+await goto("#problem=4"); seen.there = document.querySelector("#detail h3").getBoundingClientRect().top < innerHeight;
 seen.detail = text("detail"); seen.hints = [...document.querySelectorAll("#detail mark")].map(m => m.textContent);
 seen.loss = [...document.querySelectorAll("#detail pre .loss, #detail .end")].map(m => m.textContent);
 seen.prompt = [...document.querySelectorAll("#detail pre.ids > span:not(.loss, .end)")].map(m => m.textContent);
@@ -486,9 +503,10 @@ await follow([...document.querySelectorAll("#lost a")].find(a => /rationalize.*l
 seen.lost = [...found(), location.hash];
 const light = getComputedStyle(document.body).backgroundColor; document.getElementById("theme").click();
 seen.theme = [light, getComputedStyle(document.body).backgroundColor];
-dispatchEvent(new KeyboardEvent("keydown", {key: "/"})); seen.focus = document.activeElement.name;
+press("/"); seen.focus = document.activeElement.name;
 document.activeElement.blur(); await goto("#problem=0");
-dispatchEvent(new KeyboardEvent("keydown", {key: "j"})); await wait(); seen.key = location.hash;
+seen.next = document.querySelector("#list [aria-current]").nextSibling.getAttribute("href");
+await moved(() => press("j")); seen.key = location.hash;
 return seen;"""
 
 SPITE = """
@@ -522,6 +540,8 @@ def test_filters_links_and_masks_and_no_text_is_markup(setup, tmp_path, tokenize
             "verdict not right": lambda g: g.verdict != "right", "verdict trained on": lambda g: g.kept,
             "group odd": lambda g: int(g.problem) % 2 == 1, "hint": lambda g: "hint" in g.text}.items():
         assert ways[name] == counted(passes), name
+    assert ways["top"] == [0, True]  # it opens at its top
+    assert ways["there"]
     three = "#iteration=2&phase=generate&verdict=right"
     assert ways["three"] == [*counted(lambda g: (g.iteration, g.verdict, g.phase) == (2, "right", "generate")), three]
     assert ways["link"] == f"#problem={ways['shown']}&{three[1:]}"
@@ -533,7 +553,7 @@ def test_filters_links_and_masks_and_no_text_is_markup(setup, tmp_path, tokenize
     assert "generate: unparsed" in ways["detail"]
     assert "rationalize: right · says 8" in ways["detail"]
     assert ways["theme"] == ["rgb(253, 253, 251)", "rgb(22, 24, 27)"]
-    assert (ways["focus"], ways["key"]) == ("text", "#problem=5")
+    assert (ways["focus"], ways["key"]) == ("text", ways["next"])
     assert [text for _, text, _ in seen["spite"]["seen"]] == [HOSTILE[g.text] for g in tries]
     assert [head for head, *_ in seen["spite"]["seen"]] == [f"{HOSTILE.get(i, i)} #" for i in ids]
     assert [elements for *_, elements in seen["spite"]["seen"]] == [0] * len(tries)
