@@ -9,12 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from conftest import SHIPPED, refused
+from conftest import GOLDEN, SHIPPED, refused
 from test_commands import parrot
 from test_loop import Riddles, answer, trained_on
 from test_loop import setup as setup  # the fixture
 from test_pool import Numbers, other, right
 
+import checkpoints
 import train
 from star.config import StarConfig
 from star.experiments import report as command
@@ -203,9 +204,9 @@ def share(n, value=0.5, **more):
 
 def of_iteration(n, generations, **more):
     kept = sum(g.kept for g in generations)
-    return share(n, kept=kept, rationalized=0, kept_wrong_steps=0, rationalized_wrong_steps=0, examples=kept, steps=1,
-                 dropped=DROPPED, problems=len(generations), solved=kept, rationalized_problems=0,
-                 distinct=kept, truncated=0, tries=len(generations), mean_tokens=1.0, **{"loss": 0.5} | more)
+    return share(n, kept=kept, rationalized=0, kept_wrong_steps=0, rationalized_wrong_steps=0, steps=1, dropped=DROPPED,
+                 problems=len(generations), solved=kept, rationalized_problems=0, distinct=kept, truncated=0,
+                 tries=len(generations), mean_tokens=1.0, **{"loss": 0.5, "examples": kept} | more)
 
 
 def test_question_and_right_answer_come_from_the_samples_else_the_task_else_the_id(tmp_path, tokenizer):
@@ -218,6 +219,34 @@ def test_question_and_right_answer_come_from_the_samples_else_the_task_else_the_
     seen = {problem: (question, right, prompt) for _, _, problem, prompt, _, _, right, question in
             told(data(Report(run).write()))}
     assert seen == {"0": ("how many?", "7", None), "1": ("1", None, None), "gone": ("gone", None, None)}
+
+
+def test_of_another_models_prompt_only_the_question_is_known(tmp_path, tokenizer):
+    tries = [made(1, "generate", "0", "right", source=who) for who in ("student", "claude")]
+    task = Riddles()
+    task.shots = [Shot(task.train[1], "=2")]
+    run = handmade(tmp_path / "run", tries, [of_iteration(1, tries)])
+    facts = data(Report(run, task, tokenizer).write())
+    assert [prompt for _, _, _, prompt, *_ in told(facts)] == ["1+1\n=20+0\n", "0+0\n"]
+
+
+def test_an_older_answer_can_be_chosen_late(tmp_path, tokenizer):
+    """Among older iterations the order is that of keys: claude, who came second, stands before the student then."""
+    first = [made(1, "generate", "0", "right", who, source=who) for who in ("student", "claude")]
+    second = [made(2, "generate", "0", "wrong"), made(2, "generate", "1", "right")]
+    config = StarConfig(keep="all", samples=2, temperature=1.0, max_per_problem=1)
+    metrics = [of_iteration(1, first, examples=1), of_iteration(2, second, examples=2)]
+    facts = data(Report(handmade(tmp_path / "run", first + second, metrics, config), Riddles(), tokenizer).write())
+    assert [b["trained"] for b in facts["blocks"]] == [[0], [1, 3]]
+    assert [[g for g, *_ in b["sequences"]] for b in facts["blocks"]] == [[0], [1, 3]]
+
+
+def test_a_piece_keeps_the_space_in_front(tmp_path):
+    words = checkpoints.load_tokenizer(GOLDEN / "tok_sp_llama")
+    ids = words.encode("the end", special=False)
+    tries = [made(1, "generate", "0", "right", "the end", tokens=(*ids, words.eos_ids[0]))]
+    facts = data(Report(handmade(tmp_path / "run", tries, [of_iteration(1, tries)]), Riddles(), words).write())
+    assert "".join(facts["pieces"][str(i)] for i in ids) == " the end"
 
 
 def test_what_cannot_be_recomputed_is_said(tmp_path):
@@ -256,6 +285,8 @@ def test_a_huge_run_is_cut_by_problems_and_says_so(tmp_path, monkeypatch, tokeni
     assert [len(b["text"]) for b in facts["blocks"]] == [1, 1, 1, 5]
     assert "all of iteration" not in facts["notes"][0]
     assert fitting([], 0) == report.ALL
+    assert fitting([made(1, "generate", "p", "right", "a" * 100)], 500) == report.ALL
+    assert fitting([made(1, "generate", "p", "right", "\u4e09" * 100)], 500) == place("p")  # six letters each in JSON
 
 
 def test_an_iteration_under_way_is_shown_and_then_taken_whole(tmp_path, tokenizer):
@@ -517,7 +548,8 @@ for (const id of D.blocks.flatMap(b => b.problems)) {
              document.querySelectorAll("#detail img, #detail b:not(.facts b), #detail script").length]);
 }
 choose("text", "ONERROR", "input");
-return {seen, found: found(), images: document.images.length, scripts: document.scripts.length, flat: flat()};"""
+const one = found(); choose("text", "ONLY here", "input");
+return {seen, found: [one, found()], images: document.images.length, scripts: document.scripts.length, flat: flat()};"""
 
 
 @browser
@@ -526,6 +558,7 @@ def test_filters_links_and_masks_and_no_text_is_markup(setup, tmp_path, tokenize
     ids = [t if t != "\ud800" else "lone" for t in HOSTILE]  # an id is sound text
     tries = [made(1, "generate", i, "wrong", t, t, source=t) for i, t in zip(ids, HOSTILE, strict=True)]
     lines = {g.problem: {"question": g.text, "right_answer": g.text} for g in tries}
+    lines["lone"]["right_answer"] = "only here"
     spite = Report(handmade(tmp_path / "spite", tries, [of_iteration(1, tries)], more=lines)).write()
     seen = look(tmp_path, {"ways": (page.path, WAYS), "spite": (spite, SPITE)})
     ways, everything = seen["ways"], load(run.folder)
@@ -557,5 +590,5 @@ def test_filters_links_and_masks_and_no_text_is_markup(setup, tmp_path, tokenize
     assert [text for _, text, _ in seen["spite"]["seen"]] == [HOSTILE[g.text] for g in tries]
     assert [head for head, *_ in seen["spite"]["seen"]] == [f"{HOSTILE.get(i, i)} #" for i in ids]
     assert [elements for *_, elements in seen["spite"]["seen"]] == [0] * len(tries)
-    assert seen["spite"]["found"] == [1, 1]
+    assert seen["spite"]["found"] == [[1, 1], [1, 1]]
     assert (seen["spite"]["images"], seen["spite"]["scripts"], seen["spite"]["flat"]) == (0, 4, True)

@@ -28,7 +28,7 @@ from star.select import passes, select
 from star.tasks import Task
 
 PAGE = Path(__file__).with_name("report.html")
-MOST = 40_000_000  # characters that generations may take, by `cost`: what a browser opens in a second or two
+MOST = 40_000_000  # characters of JSON that generations may take, about: what a browser opens in a second or two
 TRIES = ("generate", "rationalize")
 ALL = 1 << 32  # above every `place`
 TABLES = ("problems", "texts", "fronts", "prompts", "heads", "sources")
@@ -283,7 +283,7 @@ def fitting(generations: Iterable[Generation], most: int) -> int:
     """The first place whose problem has no room any more; ALL if all have."""
     costs: Counter[int] = Counter()
     for g in generations:
-        costs[place(g.problem)] += 200 + len(g.text) + 6 * len(g.tokens)
+        costs[place(g.problem)] += 200 + len(g.text) * (1 if g.text.isascii() else 6) + 6 * len(g.tokens)  # \uXXXX
     total = 0
     for at in sorted(costs):
         total += costs[at]
