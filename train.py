@@ -60,17 +60,17 @@ def main(argv: list[str]) -> None:
                 progress.show(event, run)
                 if writer:
                     board.show(event, run)
-                if isinstance(event, Finished) and event.iteration == 0:
-                    print(weak(event.metrics, plan), end="", flush=True)
                 if isinstance(event, Finished):
-                    report.write()
-                if isinstance(event, Finished) and sum(run.timings["seconds"].values()) > 30:
-                    draw(run)  # half a second: not for iterations that take little more
+                    print(weak(event.metrics, plan) if event.iteration == 0 else "", end="", flush=True)
+                    shown(report)
+                    if sum(run.timings["seconds"].values()) > 30:
+                        draw(run)  # half a second: not for iterations that take little more
         except (KeyboardInterrupt, RuntimeError) as e:
             if not interrupted(e):
                 raise
             raise KeyboardInterrupt(f"in {run.where}; go on with: python train.py --resume {run.folder}") from None
         except ValueError as e:
+            shown(report)  # what nothing could be learned from can be looked at
             if isinstance(e, NothingSolved):
                 print("\n".join(nothing_solved(e.tries, plan, run.folder)), flush=True)
             raise ValueError(f"{e} (in {run.where}; what was done until then stands in {run.folder})") from None
@@ -95,6 +95,14 @@ def resumed(flags: Flags) -> tuple[Run, State, list]:
                          + (", out of --patience; to go on, start a run with more --patience" if early else
                             "; to go on, raise --iterations"))
     return run, state, given
+
+
+def shown(report: Report) -> None:
+    """The page so far. A run does not end for want of its picture."""
+    try:
+        report.write()
+    except (ValueError, OSError) as e:
+        print(f"note: no report.html: {e}", file=sys.stderr)
 
 
 def draw(run: Run) -> None:

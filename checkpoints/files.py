@@ -276,7 +276,7 @@ def _single(folder: Path) -> Path:
 
 def _inside(index: Path, name: str) -> Path:
     """The shard's path, if its name is one in this folder; it may be a link to anywhere: weights are only read."""
-    folder, path = index.parent, index.parent / name
+    path = index.parent / name
     if Path(name).name != name:
         raise ValueError(f"{index} names the file {name!r}, which is not in its folder")
     if not path.is_file():
