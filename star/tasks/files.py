@@ -1,0 +1,335 @@
+"""The files that a user names: JSON, JSON Lines, CSV, TSV and parquet, each of them gzipped too, read strictly.
+
+The name's ending says what a file is, unless what stands in it says otherwise. A record is an object and where it
+stands: ("train.csv, line 12", {"question": ..., "answer": ...}). A line that cannot be read is named, never skipped.
+What the fields of a record mean, this file does not know (star/tasks/records). It downloads nothing.
+"""
+
+import csv
+import gzip
+import io
+import json
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from star.text import once
+
+Record = tuple[str, dict[str, Any]]  # where it stands ("train.jsonl, line 12"), and what stands there
+KINDS = ".jsonl, .json, .csv, .tsv or .parquet"
+TABLES = {".csv": ",;\t", ".tsv": "\t,;", ".tab": "\t,;"}  # ending -> delimiters, the likely one first
+BY_LINES = {".jsonl", ".ndjson", ".txt", ""}  # endings of files whose lines are read one by one
+MOST_BYTES = 1 << 32  # of a file once it is unpacked
+
+
+class Row(dict):
+    """A record of a table, whose first line named its fields. `records.field` says so where one is missing."""
+
+
+def find(data: Path, names: Sequence[str], inside: str, what: str) -> Path:
+    """The file of one of these names in the folder `data`, or in its subfolder `inside`; `what` describes them.
+
+    Raises FileNotFoundError where there is no such file.
+    """
+    folder = Path(data)
+    if not folder.is_dir():
+        is_what = "a file, not a folder" if folder.is_file() else "not there"
+        raise FileNotFoundError(f"--data {data} is {is_what}: give the folder with {what}")
+    for file in (base / name for base in (folder, folder / inside) for name in names):
+        if file.is_file():
+            return file
+    raise FileNotFoundError(f"--data {data} holds no {' or '.join(names)}: give the folder with {what}")
+
+
+def read_records(path: str | Path, objects: bool = True, inside: str = "", wanted: bool = True) -> list[Record]:
+    """All records of a file: of JSON Lines one a line; of JSON a list, or an object that holds one; of a table a row.
+
+    objects: refuse what is no object. inside: where the list is in a JSON file ("data.train"); wanted: it must be so.
+    Raises FileNotFoundError, or ValueError with the file and the line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        is_what = "a folder, not a file" if path.is_dir() else "not there"
+        raise FileNotFoundError(f"{path} is {is_what}: name a {KINDS} file")
+    data, ending = _unpacked(path)
+    if data[:4] == b"PAR1" or ending == ".parquet":
+        records = _parquet(path, data)
+    else:
+        text = _decoded(path, data)
+        begins = text.lstrip()[:1]
+        if ending in TABLES and begins not in ("{", "["):
+            records = _table(path, text, TABLES[ending])
+        elif begins not in ("{", "[") and ending == ".txt" and "\t" in text.lstrip().partition("\n")[0]:
+            records = _table(path, text, "\t")
+        else:
+            spread = begins == "[" or text.lstrip().partition("\n")[0].strip() == "{"
+            whole = _document(path, text, ending) if ending == ".json" or spread or inside else None
+            apart = _lines if not spread else _objects
+            records = apart(path, text) if whole is None else _listed(path, whole[0], inside, wanted)
+            inside = inside if whole is None else ""
+    if inside and wanted:
+        raise ValueError(f"{path} has no list {inside!r} inside, for it is a record a line: leave out --records")
+    if not records:
+        raise ValueError(f"{path} is empty: it needs JSON objects, one a line, or a table with a line of names")
+    for where, record in records:
+        if objects and not isinstance(record, dict):
+            raise ValueError(f"{where}: a JSON object is needed, this is {shown(record)}")
+    return records
+
+
+def each(path: str | Path) -> Iterator[tuple[str, Any]]:
+    """(where, value) of each line of a .jsonl file; a ValueError in place of what cannot be read. For files of which
+    some lines may be left out; a file of another kind is read as a whole. FileNotFoundError."""
+    path = Path(path)
+    if path.suffix.lower() not in BY_LINES or not path.is_file():
+        yield from read_records(path, objects=False)
+        return
+    for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            try:
+                yield where, _parsed(where, line.decode())
+            except UnicodeDecodeError:
+                yield where, ValueError(f"{where} is not UTF-8 text: save the file as UTF-8")
+            except ValueError as e:
+                yield where, e
+
+
+def shown(value: Any, most: int = 60) -> str:
+    """The beginning of a value as JSON writes it, in one line; of dates and other things of parquet their text."""
+    text = ""
+    for piece in json.JSONEncoder(default=str).iterencode(value[:most] if isinstance(value, str) else value):
+        text += piece[:most]
+        if len(text) >= most:  # no megabytes for 60 characters
+            break
+    return text[:most]
+
+
+def follow(value: Any, parts: Sequence[str]) -> Any:
+    """What stands at the end of a path: names lead into objects, numbers into lists; a list of one need not be counted.
+    KeyError if it leads nowhere."""
+    for part in parts:
+        if isinstance(value, list) and len(value) == 1 and not part.isdecimal():
+            value = value[0]
+        if isinstance(value, dict) and part in value:
+            value = value[part]
+        elif isinstance(value, list) and part.isdecimal() and len(part) < 10 and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            raise KeyError(part)
+    return value
+
+
+def paths(value: Any, before: str = "", deep: int = 4) -> Iterator[str]:
+    """The paths of what stands in a value: "question.stem", "choices.0.text"; of lists only what is first."""
+    inner = value.items() if isinstance(value, dict) else [("0", value[0])] if isinstance(value, list) and value else []
+    if before and (not inner or not deep or (isinstance(value, list) and not isinstance(value[0], dict | list))):
+        yield before.removesuffix(".")
+        return
+    for name, one in inner:
+        yield from paths(one, f"{before}{name}.", deep - 1)
+
+
+# ------------------------------------------------------------------------------------------------------- bytes and text
+
+
+def _unpacked(path: Path) -> tuple[bytes, str]:
+    """(what a file holds, the ending of its name), without gzip's."""
+    data, ending = path.read_bytes(), path.suffix.lower()
+    if data[:2] == b"\x1f\x8b":
+        ending = Path(path.stem).suffix.lower() if ending == ".gz" else ending
+        try:
+            with gzip.GzipFile(fileobj=io.BytesIO(data)) as packed:
+                data = packed.read(MOST_BYTES)
+        except (OSError, EOFError, zlib.error):
+            raise ValueError(f"{path} is no whole gzip file: copy or download it again") from None
+    if data[:4] == b"PK\x03\x04":
+        raise ValueError(f"{path} is a zip archive or an Excel workbook: unpack it, or save the sheet as CSV (UTF-8)")
+    if b"\0" in data and data[:4] != b"PAR1" and ending != ".parquet" and data[:2] not in (b"\xff\xfe", b"\xfe\xff"):
+        raise ValueError(f"{path}, line {data[: data.index(0)].count(10) + 1} holds a zero byte, so it is no text: "
+                         f"name a {KINDS} file")
+    return data, ending
+
+
+def _decoded(path: Path, data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        line = e.object[: e.start].count(b"\n") + 1
+        raise ValueError(f"{path}, line {line} is not UTF-8 text: save the file as UTF-8") from None
+
+
+# ----------------------------------------------------------------------------------------------------------------- JSON
+
+
+def _lines(path: Path, text: str) -> list[Record]:
+    lines = enumerate(text.split("\n"), 1)  # not splitlines: U+2028 may stand in a JSON string
+    return [(f"{path}, line {n}", _parsed(f"{path}, line {n}", line)) for n, line in lines if line.strip()]
+
+
+def _parsed(where: str, line: str) -> Any:
+    try:
+        return json.loads(line, object_pairs_hook=once)
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"{where} is not JSON ({_why(e)}): {line.strip()[:60]!r}") from None
+
+
+def _objects(path: Path, text: str) -> list[Record]:
+    """JSON objects of several lines each, one behind the other, as jq writes them."""
+    reader, at, found = json.JSONDecoder(object_pairs_hook=once), 0, []
+    line, counted = 1, 0
+    while at < len(text):
+        if text[at].isspace():
+            at += 1
+            continue
+        line, counted = line + text.count("\n", counted, at), at
+        try:
+            value, at = reader.raw_decode(text, at)
+        except (ValueError, RecursionError) as e:
+            raise ValueError(f"{path}, line {getattr(e, 'lineno', line)} is not JSON ({_why(e)})") from None
+        found.append((f"{path}, line {line}", value))
+    return found
+
+
+def _document(path: Path, text: str, ending: str) -> tuple[Any] | None:
+    """(what a file holds that is one JSON value,), or None where it is JSON Lines, whatever its name says."""
+    try:
+        return (json.loads(text, object_pairs_hook=once) if text.strip() else [],)
+    except (ValueError, RecursionError) as e:
+        more = isinstance(e, json.JSONDecodeError) and e.msg == "Extra data"
+        if more and (text.lstrip().startswith("{") or ending != ".json"):
+            return None
+        line = "" if "stands in it twice" in str(e) else f", line {getattr(e, 'lineno', 1)}"
+        raise ValueError(f"{path}{line} is not JSON ({_why(e)})") from None
+
+
+def _listed(path: Path, data: Any, inside: str, wanted: bool) -> list[Record]:
+    """The records of a JSON document: of the list, or the object that holds them, at the path `inside`."""
+    whole, at = data, f" at --records {inside}" if inside else ""
+    if inside:
+        try:
+            data = follow(data, [inside] if isinstance(data, dict) and inside in data else inside.split("."))
+        except KeyError:
+            if not wanted:
+                return _listed(path, data, "", wanted)
+            raise ValueError(f"{path} has nothing{at}: {_where_lists_are(whole)}") from None
+    rows = data if isinstance(data, list) else _rows(data) if isinstance(data, dict) else None
+    if rows is None:
+        raise ValueError(f"{path}{at} holds {len(list(_lists(data)))} lists; it must be a list of objects, or an "
+                         f"object with one list: {_where_lists_are(whole)}")
+    return [(f"{path}, entry {number}", record) for number, record in enumerate(rows, 1)]
+
+
+def _rows(data: dict[str, Any]) -> list | None:
+    """The records of an object: its values, its columns, or the only list of objects in it; None if it may be several.
+
+    {"id-1": {"q": 1}, "id-2": {"q": 2}}   {"q": [1, 2], "a": [3, 4]}   {"name": "sums", "data": {"train": [{"q": 1}]}}
+    """
+    values = list(data.values())
+    if len(values) > 1 and all(isinstance(v, dict) and v for v in values):
+        same = all(v.keys() == values[0].keys() for v in values)
+        if same and all(name.isdecimal() for name in values[0]):  # columns, as pandas writes them: {"q": {"0": 1}}
+            return [{name: column[row] for name, column in data.items()} for row in values[0]]
+        common = set(values[0]).intersection(*values)
+        if any(not isinstance(values[0][name], list | dict) for name in common):
+            return values
+    lists = [v for _, v in _lists(data)]
+    of_objects = [v for v in lists if v and all(isinstance(one, dict) for one in v)]
+    if len(of_objects) == 1 or len(lists) == 1:
+        return (of_objects or lists)[0]
+    lengths = {len(v) if isinstance(v, list) else 0 for v in values}
+    if len(lengths) == 1 and 0 not in lengths and not of_objects:
+        return [dict(zip(data, row, strict=True)) for row in zip(*values, strict=True)]
+    return None
+
+
+def _lists(data: Any, before: str = "", deep: int = 4) -> Iterator[tuple[str, list]]:
+    """(path, list) of the lists in an object, and in the objects in it."""
+    for name, value in data.items() if isinstance(data, dict) and deep else ():
+        if isinstance(value, list):
+            yield f"{before}{name}", value
+        yield from _lists(value, f"{before}{name}.", deep - 1)
+
+
+def _where_lists_are(data: Any, most: int = 5) -> str:
+    """For people: what --records could name."""
+    found = [path for path, _ in _lists(data)]
+    if not found:
+        return "there is no list in it"
+    return f"--records names a list inside ({', '.join(found[:most])}{', ...' * (len(found) > most)})"
+
+
+def _why(e: Exception) -> str:
+    """What json complains of, without its line number, which is 1 for every line that is read alone."""
+    if isinstance(e, json.JSONDecodeError):
+        return f"{e.msg}, column {e.colno}"
+    return str(e) if "stands in it twice" in str(e) else "too deep, or a number too long"
+
+
+# --------------------------------------------------------------------------------------------------------------- tables
+
+
+def _table(path: Path, text: str, delimiters: str) -> list[Record]:
+    """Of a table with a line of names: the delimiter is the first with which every row has as many cells as there are
+    names. Between tabs a quote may be text, if cells in quotes are not what the file has."""
+    first = 1
+    if told := re.match(r"sep=(.)\r?\n", text, re.I):  # Excel says so
+        delimiters, text, first = told[1], text[told.end() :], 2
+    head = text.lstrip().partition("\n")[0]
+    usual = [d for d in delimiters if d in head] or [delimiters[0]]
+    failed = {}
+    for delimiter in usual:
+        for quotes in (True, False) if delimiter == "\t" else (True,):
+            try:
+                return _rows_of_table(path, text, delimiter, quotes, first)
+            except ValueError as e:
+                failed.setdefault(delimiter, e)
+    raise failed[max(usual, key=head.count)] from None
+
+
+def _rows_of_table(path: Path, text: str, delimiter: str, quotes: bool, first: int) -> list[Record]:
+    """ValueError for a row of another length than the first, which has the names."""
+    quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True,
+                        skipinitialspace=delimiter != "\t")
+    names, found, begins = None, [], first
+    try:
+        for cells in reader:
+            where, begins = f"{path}, line {begins}", reader.line_num + first
+            if not any(map(str.strip, cells)):
+                continue
+            if names is None:
+                names = [name.strip() for name in cells]
+                twice, times = Counter(filter(None, names)).most_common(1)[0]
+                if times > 1:
+                    raise ValueError(f"{where} names the column {twice[:40]!r} twice: the first line must name each "
+                                     "column, and no two alike")
+            elif len(cells) != len(names):
+                raise ValueError(f"{where} has {len(cells)} cells, and the first line names {len(names)} columns: a "
+                                 f"cell that holds {delimiter!r} or a line break must stand in quotes")
+            else:
+                found.append((where, Row((n, c) for n, c in zip(names, cells, strict=True) if n)))
+    except csv.Error as e:
+        raise ValueError(f"{path}, line {begins}: its quotes do not close where a cell ends ({e}); a quote inside a "
+                         "cell is written twice") from None
+    return found
+
+
+def _parquet(path: Path, data: bytes) -> list[Record]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise ValueError(f"{path}: parquet files need the package pyarrow: pip install -e '.[parquet]'") from None
+    try:
+        table = pyarrow.parquet.read_table(pyarrow.BufferReader(data))
+        rows = table.to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError) as e:
+        raise ValueError(f"{path} is no parquet file that can be read ({str(e).partition(chr(10))[0][:120]})") from None
+    twice, times = Counter(table.column_names).most_common(1)[0] if table.column_names else ("", 1)
+    if times > 1:
+        raise ValueError(f"{path} names the column {twice[:40]!r} twice")
+    return [(f"{path}, row {number}", row) for number, row in enumerate(rows, 1)]
