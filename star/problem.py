@@ -21,6 +21,7 @@ class Problem:
     answer: str
     group: str = ""  # class that accuracy is reported by ("3-digit"); "" where there is only one
     choices: tuple[str, ...] = ()  # texts of the choices, where there are any; the answer is then a letter, "a" first
+    numbers: tuple[str, ...] = ()  # what an arithmetic expression may be made of, each once, where the task says so
 
 
 @dataclass(frozen=True)

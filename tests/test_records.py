@@ -44,7 +44,8 @@ def test_json_that_holds_one_list(tmp_path, whole, name):
 
 def test_a_file_that_is_not_there(tmp_path):
     for path, words in ((tmp_path / "no.jsonl", "no.jsonl is not there"), (tmp_path, "a folder, not a file")):
-        refused(records.read_records, path, words=(words, "name a .jsonl or .json file"), error=FileNotFoundError)
+        refused(records.read_records, path, words=(words, "name a .jsonl, .json, .csv, .tsv or .parquet"),
+                error=FileNotFoundError)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ def test_a_file_that_is_not_there(tmp_path):
         ("a.json", "[]", ["is empty"]),
         ("a.jsonl", '{"q": 1}\n\n{"q": 2,}\n', ["a.jsonl, line 3 is not JSON", "column", "'{\"q\": 2,}'"]),
         ("a.jsonl", "question,answer\n1+1,2\n", ["a.jsonl, line 1 is not JSON", "question,answer"]),
-        ("a.jsonl", '[\n{"q": 1}\n]', ["a.jsonl, line 1 is not JSON"]),
+        ("a.jsonl", '[\n{"q": 1},\n{"q" 2}]', ["a.jsonl, line 3 is not JSON", "column 6"]),
         ("a.jsonl", '{"q": ' + "[" * 200_000, ["a.jsonl, line 1 is not JSON"]),
         ("a.jsonl", '{"q": ' + "1" * 5000 + "}", ["a.jsonl, line 1 is not JSON", "too long"]),
         ("a.jsonl", '{"q": 1}\n[2]', ["a.jsonl, line 2: a JSON object is needed, this is [2]"]),
@@ -78,13 +79,18 @@ def test_what_cannot_be_read_is_named(tmp_path, name, text, words):
 
 
 def test_fields():
-    record = ("f, line 3", {"question": {"stem": "Where?", "n": 0}, "a.b": 5, "none": None})
+    record = ("f, line 3", {"question": {"stem": "Where?", "n": 0}, "a.b": 5, "none": None,
+                             "listed": [{"x": 7}, {"x": 8}], "alone": [{"x": 9}], "words": ["a", "b"]})
     assert records.field(record, "question.stem", "") == "Where?"
     assert records.field(record, "question.n", "") == 0
     assert records.field(record, "a.b", "") == 5  # a name with a dot in it
     assert records.field(record, "none", "") is None
-    for name, there in (("answer", "'question', 'a.b', 'none'"), ("question.steam", "'stem', 'n'"), ("none.x", "null"),
-                        ("question.stem.x", '"Where?"')):
+    assert records.field(record, "listed.1.x", "") == 8
+    assert records.field(record, "alone.x", "") == 9  # of a list of one
+    assert records.field(record, '"24"', "") == "24"  # the same text for every record
+    there = "'question.stem', 'question.n', 'a.b', 'none', 'listed.0.x', 'alone.0.x', 'words'"
+    for name in ("answer", "question.steam", "none.x", "question.stem.x", "listed.2.x", "listed.x", "listed.-1",
+                 "words.7", "listed.²"):
         words = ("f, line 3", repr(name), f"(there is {there})", ": do this")
         refused(records.field, record, name, "do this", words=words)
     refused(records.field, ("f, line 1", {}), "q", "do this", words=("no field 'q'", "there is {}"))
@@ -99,9 +105,22 @@ def test_text_of_fields():
     assert records.text(record, "a+i", "") == "Ann has 3 pens. 7"
     assert (records.text(record, "n", ""), records.text(record, "i", "")) == ("51.0", "7")
     refused(records.text, record, "a+c", "do this", words=("f, line 3", "no field 'c'", "do this"))
+    record[1].update({"none": None, "blank": " ", "nums": [44, 1.5, "x"], "one": ["so"], "deep": [[1], [2]]})
+    record[1]["a+b"] = "it"
+    assert records.text(record, "none+a+blank", "") == "Ann has 3 pens"  # of several, some may be empty
+    assert records.text(record, "a+b", "") == "it"  # a field of that name goes first
+    assert records.text(record, "nums", "", "all") == "44, 1.5, x"
+    assert records.text(record, "one", "", "one") == records.text(record, "one", "", "all") == "so"
+    assert records.fill(record, "{{{i}}} of {nums}: {one}?", "") == "{7} of 44, 1.5, x: so?"
+    for names, lists, words in (("none+blank", "", ["'none+blank' are all empty"]),
+                                ("nums", "one", ["is a list of 3, [44, 1.5, \"x\"]", "nums.0 is its first"]),
+                                ("deep", "all", ["is a list of lists, [[1], [2]]", "deep.0.0"]),
+                                ("a+none+one", "", ["field 'one' is a list of 1"])):
+        refused(records.text, record, names, "", lists, words=("f, line 3", *words))
+    refused(records.fill, record, "{i} {j}", "do this", words=("no field 'j'", "do this"))
 
 
-@pytest.mark.parametrize("value", ["", " \n", None, True, [], ["a"], {}, float("nan"), float("inf"), "\ud800"])
+@pytest.mark.parametrize("value", ["", " \n", None, True, [], ["a"], [[5]], {}, float("nan"), float("inf"), "\ud800"])
 def test_what_is_no_text(value):
     refused(records.text, ("f, line 3", {"a": value}), "a", "", words=("f, line 3: field 'a' is", "text or a number"))
 
@@ -152,14 +171,71 @@ def test_nothing_left_to_train_on():
 def test_the_same_part_is_held_out_in_every_call():
     everything = problems(*(f"{i}?" for i in range(40)))
     train, held = records.hold_out(everything, 0.25)
-    assert len(held) == 10
+    assert len(held) == 13  # about a quarter
     assert sorted([*train, *held], key=everything.index) == everything
     assert train == [p for p in everything if p in train]  # in the file's order
     assert [p.id for p in held] != [p.id for p in everything[:10]]
     assert records.hold_out(everything, 0.25) == (train, held)
-    assert [p.id for p in held[:4]] == ["p-4", "p-11", "p-15", "p-19"]  # in every version of the program
+    assert [p.id for p in held[:4]] == ["p-3", "p-5", "p-10", "p-11"]  # in every version of the program
     assert len(records.hold_out(everything, 0.001)[1]) == 1
     assert records.hold_out(everything[:1], 0.1) == records.hold_out(everything[:1], 3) == ([], everything[:1])
+
+
+def sides(everything, part=0.3):
+    train, held = records.hold_out(everything, part)
+    return {p.question for p in train}, {p.question for p in held}
+
+
+def test_no_problem_changes_sides_when_lines_come_go_or_move():
+    """Only its own words count: what was trained on before is never held out later."""
+    everything = problems(*(f"What is {i} + {i * i}?" for i in range(300)))
+    train, held = sides(everything)
+    assert 60 <= len(held) <= 120
+    assert sides(everything[::-1]) == (train, held)
+    assert sides(problems(*(p.question for p in everything), name="other")) == (train, held)
+    more_train, more_held = sides(problems("A new one?", *(f"New {i}?" for i in range(50))) + everything)
+    assert train < more_train
+    assert held < more_held
+    fewer_train, fewer_held = sides(everything[:250])
+    assert fewer_train < train
+    assert fewer_held < held
+    assert sides(everything, 0.2)[1] < held < sides(everything, 0.4)[1]  # a larger share only adds to it
+    other = [Problem(p.id, p.question.upper().replace("+", " + ") + " ", "9", "group") for p in everything]
+    assert {q.casefold().replace("  ", " ").strip() for q in sides(other)[1]} == {q.casefold() for q in held}
+
+
+def test_the_order_of_choices_and_numbers_makes_no_other_problem():
+    p = Problem("p", "Café?", "a", choices=("x", "y"), numbers=("1", "2"))
+    assert records.key(p) == records.key(Problem("q", "Cafe\u0301 ?", "b", choices=("y", "X"), numbers=("2", "1")))
+    for other in (Problem("p", "Café?", "a", choices=("x", "z"), numbers=("1", "2")),
+                  Problem("p", "Café?", "a", choices=("x", "y"), numbers=("1", "3"))):
+        assert records.key(other) != records.key(p)
+
+
+@pytest.mark.parametrize("part", [1e-6, 0.1, 0.9])
+def test_tiny_files_have_both_sides(part):
+    for n in range(2, 12):
+        train, held = records.hold_out(problems(*(f"{i}?" for i in range(n))), part)
+        assert train
+        assert held
+        assert len(train) + len(held) == n
+    assert records.hold_out([], part) == ([], [])
+
+
+def test_one_question_with_different_answers():
+    def asked(question, answer, name):
+        return Problem(name, question, answer)
+
+    train = [asked("One?", "7", "a"), asked("one ?", "7.0", "b"), asked("Two?", "7", "c"), asked("two?", "8", "d"),
+             asked("Three?", "1", "e"), asked("Four?", "1", "f")]
+    held = [asked("Three?", "2", "g"), asked("Five?", "1", "h"), asked("FIVE?", "2", "i")]
+    kept, notes = records.disjoint(train, held, [], lambda p: str(float(p.answer)))
+    assert [p.id for p in kept] == ["a", "f"]
+    assert notes == ["1 left out of training (held out): e", "2 left out of training (different answers): c, d",
+                     "1 left out of training (repeats another): b",
+                     "3 asked more than once, with different answers: g and e, h and i, c and d"]
+    _, notes = records.disjoint([*train[:2], train[5]], [], [])  # as they are spelled
+    assert not [n for n in notes if "repeats" in n]
 
 
 def test_named():

@@ -11,12 +11,14 @@ human rationales: what `gold` gives is that form. examples/coin_flip.jsonl holds
 are not in the data.
 """
 
+import random
 import re
 from pathlib import Path
 
 from star.problem import Problem
 from star.tasks import records
-from star.tasks.jsonl import EXAMPLES, Fields, examples, read
+from star.tasks.fields import Fields, read
+from star.tasks.jsonl import EXAMPLES, examples
 from star.tasks.questions import Questions
 
 HELDOUT = 100  # problems, or half of a file that has fewer than 200
@@ -60,7 +62,7 @@ class CoinFlip(Questions):
 
     def __init__(self, *args):
         super().__init__(*args)
-        self.chance, self.grader.form = 0.5, "yes or no"
+        self.chance, self.grader.form = max(self.chance, 0.5), "yes or no"
         everything = [*self.train, *self.heldout]
         self.max_new_tokens = 32 + 16 * max(p.question.count(" the coin.") for p in everything)
         odd = [p.id for p in everything if p.answer.lower() != answer_of(p.question)]
@@ -102,12 +104,15 @@ def load(data: Path, few_shot: Path | None = None, zero_shot: bool = False, shot
     shown = examples(few_shot, zero_shot, shots, built_in=EXAMPLES / "coin_flip.jsonl")
     path = data if data.is_file() else records.find(data, ["coin_flip.json", "coin_flip.jsonl"], "coin_flip", what)
     fields = Fields(advice="a coin flip has question and answer")
-    problems, _, _ = read(path, fields, "text", "coin")
-    for p, (where, _) in zip(problems, records.read_records(path), strict=True):
+    lines = records.read_records(path)
+    problems, = read([(lines, "coin")], fields, "text").parts
+    for p, (where, _) in zip(problems, lines, strict=True):
         if p.answer.lower() not in ("yes", "no"):
             raise ValueError(f"{where}: the answer is {p.answer[:40]!r}; it must be yes or no")
         if steps(p.question) is None:
             raise ValueError(f"{where}: the question is {p.question[:60]!r}...; it must have the form {FORM!r}; "
                              "--task jsonl takes others")
-    train, heldout = records.hold_out(problems, min(HELDOUT / len(problems), 0.5))
+    n = max(1, min(HELDOUT, round(len(problems) / 2)))
+    out = set(random.Random("held-out").sample(range(len(problems)), n))  # by place: the coins measured rest on it
+    train, heldout = ([p for i, p in enumerate(problems) if (i in out) == held] for held in (False, True))
     return CoinFlip(train, heldout, shown, "text")

@@ -8,7 +8,8 @@ few-shot examples, in our own words.
 from pathlib import Path
 
 from star.tasks import records
-from star.tasks.jsonl import EXAMPLES, Fields, examples, read
+from star.tasks.fields import Fields, read
+from star.tasks.jsonl import EXAMPLES, examples
 from star.tasks.questions import Questions
 
 
@@ -22,7 +23,8 @@ def load(data: Path, few_shot: Path | None = None, zero_shot: bool = False, shot
     """
     what = "train_rand_split.jsonl and dev_rand_split.jsonl of tau-nlp.org/commonsenseqa"
     fields = Fields("question.stem", "answerKey", "question.choices")
-    shown = examples(few_shot, zero_shot, shots, choices=True, built_in=EXAMPLES / "commonsenseqa.jsonl")
-    train, dev = (read(records.find(data, [f"{part}_rand_split.jsonl", f"{part}.jsonl"], "commonsenseqa", what),
-                       fields, "choice", part)[0] for part in ("train", "dev"))
-    return Questions(train, dev, shown, "choice")
+    shown = examples(few_shot, zero_shot, shots, "choice", fields, EXAMPLES / "commonsenseqa.jsonl")
+    files = [records.find(data, [f"{part}_rand_split.jsonl", f"{part}.jsonl"], "commonsenseqa", what)
+             for part in ("train", "dev")]
+    parts = [(records.read_records(file), part) for file, part in zip(files, ("train", "dev"), strict=True)]
+    return Questions(*read(parts, fields, "choice").parts, shown, "choice")

@@ -8,7 +8,8 @@ examples/gsm8k.jsonl holds the few-shot examples, in our own words; the paper to
 from pathlib import Path
 
 from star.tasks import records
-from star.tasks.jsonl import EXAMPLES, Fields, examples, read
+from star.tasks.fields import Fields, read
+from star.tasks.jsonl import EXAMPLES, examples
 from star.tasks.questions import Questions
 
 SHOTS = 6  # as in the paper
@@ -23,8 +24,7 @@ def load(data: Path, few_shot: Path | None = None, zero_shot: bool = False, shot
     shots: how many of the examples are shown
     """
     what, fields = "train.jsonl and test.jsonl of github.com/openai/grade-school-math", Fields(rationale="answer")
-    shown = examples(few_shot, zero_shot, shots, built_in=EXAMPLES / "gsm8k.jsonl", usual=SHOTS)
-    paths = [records.find(data, [name], "gsm8k", what) for name in ("train.jsonl", "test.jsonl")]
-    train, gold, _ = read(paths[0], fields, "number", "train")
-    test, more, _ = read(paths[1], fields, "number", "test")
-    return Questions(train, test, shown, "number", gold | more)
+    shown = examples(few_shot, zero_shot, shots, names=fields, built_in=EXAMPLES / "gsm8k.jsonl", usual=SHOTS)
+    files = [records.find(data, [f"{part}.jsonl"], "gsm8k", what) for part in ("train", "test")]
+    found = read([(records.read_records(file), file.stem) for file in files], fields, "number")
+    return Questions(*found.parts, shown, "number", found.gold)

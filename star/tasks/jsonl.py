@@ -1,171 +1,86 @@
 """Anybody's questions and answers, from a file that `--data` names: most people need no code.
 
-    python train.py --task jsonl --data my.jsonl --fields question=q,answer=a --few-shot examples.jsonl
+    python train.py --task jsonl --data my.csv --fields question=q,answer=a --few-shot examples.jsonl
 
-It knows what records of such files look like: which field is what, and how choices, answers and rationales may be
-written. How a question is asked and graded, star/tasks/questions knows. It downloads nothing, and changes no file.
+It puts together what is told of a file by flags, and reads few-shot examples. What records of such files look like,
+star/tasks/fields knows; how a question is asked and graded, star/tasks/questions. It downloads nothing, and changes no
+file.
 """
 
-import json
-import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from star.problem import Problem, Shot
-from star.tasks import records, verifier
-from star.tasks.questions import LETTERS, Questions
+from star.tasks import choices, files, verifier
+from star.tasks.fields import (
+    PARTS,
+    Fields,
+    parse_choices,
+    parse_fields,
+    parse_problem,
+    parse_rationale,
+    raw_answer,
+    read,
+)
+from star.tasks.questions import Questions
+from star.tasks.records import Record, hold_out, named
 
-GRADES = ("number", "choice", "text", "none")
-PARTS = ("question", "answer", "choices", "rationale", "group")  # that Fields names
+GRADES = ("number", "choice", "text", "set", "value", "none")
 EXAMPLES = Path(__file__).with_name("examples")  # of the tasks that bring their few-shot examples along
+PLAIN = Fields()
+USUAL = Fields(choices="choices", rationale="rationale", numbers="numbers")  # what few-shot files call their fields
 
 
-@dataclass(frozen=True)
-class Fields:
-    """What a record calls its parts: "question.stem" looks inside an object, "Body+Question" joins two fields.
-
-    rationale: of a human one; in the field of the answer it stands in front of "####".
-    """
-
-    question: str = "question"
-    answer: str = "answer"
-    choices: str | None = None
-    rationale: str | None = None
-    group: str | None = None
-    advice: str = "--task jsonl takes another by --fields {part}=..."  # where a record has no such field
-
-    def value(self, record: records.Record, part: str) -> Any:
-        return records.field(record, getattr(self, part), self.advice.format(part=part))
-
-    def text(self, record: records.Record, part: str) -> str:
-        return records.text(record, getattr(self, part), self.advice.format(part=part))
-
-
-def parse_fields(text: str) -> Fields:
-    """Of "question=Body+Question,answer=Answer" the Fields; parts that are left out keep their defaults."""
-    names: dict[str, str] = {}
-    for pair in filter(None, map(str.strip, text.split(","))):
-        part, _, name = map(str.strip, pair.partition("="))
-        if part not in PARTS:
-            raise ValueError(f"--fields has {pair!r}; it is PART=NAME,PART=NAME with the parts {', '.join(PARTS)}, "
-                             "as in question=Body+Question,answer=Answer")
-        if not all(map(str.strip, name.split("+"))):
-            raise ValueError(f"--fields has {pair!r}, which names no field: write {part}=NAME, or leave it out")
-        if part in names:
-            raise ValueError(f"--fields has {part} twice; + joins several fields: {part}={names[part]}+{name}")
-        names[part] = name
-    return Fields(**names)
+def read_shots(path: str | Path, grade: str = "text", names: Fields = PLAIN, way: str | None = None,
+               inside: str = "") -> list[Shot]:
+    """Worked examples, by the fields of the data; what a record does not have of these, it has as {question, rationale,
+    answer}, and choices or numbers where the task has them. ValueError names the line."""
+    parts = ["question", "rationale", *["answer"] * (grade != "none")]
+    advice = f"a few-shot example has {', '.join(parts[:-1])} and {parts[-1]}" + (
+        ", and choices" if grade == "choice" else ", and numbers" if names.numbers else "") + (
+        ", or the fields that --fields names" if names != PLAIN else "")
+    lines = [(r, _own_fields(r, names, grade, advice)) for r in files.read_records(path, inside=inside, wanted=False)]
+    rationales = [(parse_rationale if own.rationale == own.answer else _rationale)(r, own) for r, own in lines]
+    rows = [row for r, own in lines for row in parse_choices([r], own)] if grade == "choice" else []
+    right, _ = choices.right_ones(rows, way)
+    found = []
+    for i, (r, own) in enumerate(lines):
+        if grade == "choice":
+            problem = parse_problem(r, own, grade, f"example-{i + 1}", rows[i][1], right[i])
+        else:  # the answer stays as it is written: `Questions` says whether the rationale arrives at it
+            problem = parse_problem(r, own, "none", f"example-{i + 1}")
+            problem = replace(problem, answer=raw_answer(r, own, grade) if grade != "none" else "")
+        found.append(Shot(problem, rationales[i]))
+    return found
 
 
-def read(path: str | Path, names: Fields, grade: str, stem: str) -> tuple[list[Problem], dict[str, str], str]:
-    """(problems with ids "stem-1", id -> human rationale, grade) of a file. Grade "auto" is found from all of it."""
-    lines = records.read_records(path)
-    if grade == "auto" and names.choices is None:
-        answers = (names.text(r, "answer").rpartition("####")[2] for r in lines)
-        grade = "text" if any(verifier.one_number(a) is None for a in answers) else "number"
-    grade = "choice" if grade == "auto" else grade
-    if (grade == "choice") != (names.choices is not None):
-        raise ValueError("--grade choice and --fields choices=... belong together: give both, or neither")
-    problems, gold = [], {}
-    for i, record in enumerate(lines, 1):
-        question = names.text(record, "question")
-        answer, choices = (("", ()) if grade == "none" else parse_letter(record, names) if grade == "choice" else
-                           (parse_answer(record, names, grade), ()))
-        group = names.text(record, "group") if names.group is not None else ""
-        problems.append(Problem(f"{stem}-{i}", question, answer, group, choices))
-        if names.rationale is not None:
-            gold[problems[-1].id] = parse_rationale(record, names)
-    return problems, gold, grade
+def _rationale(record: Record, names: Fields) -> str:
+    return names.text(record, "rationale")
 
 
-def parse_choices(record: records.Record, names: Fields) -> tuple[list[str], list]:
-    """(labels, if it has any; choices) of a record: texts, {label, text} each, or {"label": [...], "text": [...]}."""
-    value = names.value(record, "choices")
-    labels, texts = [], value
-    if isinstance(value, dict):
-        labels, texts = value.get("label", []), value.get("text")
-    elif isinstance(value, list) and all(isinstance(c, dict) for c in value):
-        labels, texts = ([c.get(k) for c in value] for k in ("label", "text"))
-    if isinstance(texts, list) and isinstance(labels, list) and len(labels) in (0, len(texts)):
-        labels, spelled = [records.spelled(c) for c in labels], [records.spelled(t) for t in texts]
-        if 2 <= len(texts) <= len(LETTERS) and None not in [*labels, *spelled]:
-            return labels, [s if isinstance(t, str) else t for s, t in zip(spelled, texts, strict=True)]
-    raise ValueError(f"{record[0]}: field {names.choices!r} is {json.dumps(value)[:60]}; it must be a list of 2 to "
-                     f"{len(LETTERS)} choices, each a text or {{label, text}}")
+def _own_fields(line: Record, names: Fields, grade: str, advice: str) -> Fields:
+    """Which of the data's fields, and which of the usual ones, an example has."""
+    needed = {"question", "answer", "rationale", "choices" if grade == "choice" else ""}
+    if names.has(line, "numbers") or (names.numbers and USUAL.has(line, "numbers")):
+        needed.add("numbers")
+    wanted = {part: getattr(USUAL, part) for part in PARTS if part in needed}
+    for part in wanted:  # a rationale under its usual name was written for the example, whatever else it has
+        if names.has(line, part) and not (part == "rationale" and USUAL.has(line, part)):
+            wanted[part] = getattr(names, part)
+    template = names.template if names.template and names.has(line, "question") else ""
+    return Fields(**wanted, template=template, advice=advice)
 
 
-def parse_answer(record: records.Record, names: Fields, grade: str) -> str:
-    """A number in the verifier's spelling, or words. ValueError where it is neither."""
-    raw = names.text(record, "answer")
-    last = " ".join(raw.rpartition("####")[2].split())
-    number = verifier.one_number(last)
-    if grade == "number" and number is None:
-        raise ValueError(f"{record[0]}: the answer {raw[-60:]!r} is not one number; --task jsonl compares words by "
-                         "--grade text")
-    if not verifier.normal(last):
-        raise ValueError(f"{record[0]}: the answer {raw[-60:]!r} has no words to compare")
-    return number if grade == "number" else last
-
-
-def parse_letter(record: records.Record, names: Fields) -> tuple[str, tuple[str, ...]]:
-    """(letter of the right choice, all choices). An answer names a label, else a text, else an index from 0 (MMLU).
-
-    Where the file has no labels, the letters are: an answer "a" is refused then if it is also another choice's text.
-    """
-    labels, texts = parse_choices(record, names)
-    choices = tuple(" ".join(str(t).split()) for t in texts)
-    names.text(record, "answer")  # refuses what is neither text nor a number
-    given = names.value(record, "answer")
-    if isinstance(given, str):
-        given, texts = given.strip(), [str(t) for t in texts]  # but the number 1 is not the text "1"
-    known = labels or list(LETTERS[: len(texts)])
-    hits = [listed.index(wanted) for listed, wanted in (
-        (known, str(given)), ([n.lower() for n in known], str(given).lower()), (texts, given),
-    ) if listed.count(wanted) == 1]
-    if not hits and isinstance(given, int) and 0 <= given < len(texts):
-        hits = [given]
-    if not hits:
-        raise ValueError(f"{record[0]}: the answer {str(given)[:40]!r} is neither a label ({', '.join(known)}) nor the "
-                         "text of one choice, nor a number that counts them from 0")
-    if not labels and len(set(hits)) > 1:
-        raise ValueError(f"{record[0]}: the answer {given!r} is one choice's letter and another's text: write the "
-                         "choices as {label, text}")
-    return LETTERS[hits[0]], choices
-
-
-def parse_rationale(record: records.Record, names: Fields) -> str:
-    """A human rationale without the answer after "####" and without calculator notes (<<48/2=24>>)."""
-    raw = names.text(record, "rationale")
-    if names.rationale == names.answer and "####" not in raw:
-        raise ValueError(f"{record[0]}: field {names.answer!r} has no '####' between solution and answer")
-    rationale = re.sub(r"<<[^<>\n]*>>", "", raw.rpartition("####")[0] or raw).strip()
-    if not rationale or rationale.startswith("####"):
-        raise ValueError(f"{record[0]}: field {names.rationale!r} has no solution in front of its answer")
-    return rationale
-
-
-def read_shots(path: str | Path, choices: bool = False, answers: bool = True) -> list[Shot]:
-    """Worked examples {question, rationale, answer}, and choices where the task has them. ValueError names the line."""
-    names = Fields(choices="choices", rationale="rationale", advice="a few-shot example has question"
-                   f"{', rationale and answer' if answers else ' and rationale'}{', and choices' * choices}")
-    shots = []
-    for i, record in enumerate(records.read_records(path), 1):
-        question, rationale = (names.text(record, part) for part in ("question", "rationale"))
-        answer = names.text(record, "answer") if answers else ""
-        answer, listed = parse_letter(record, names) if choices else (answer, ())
-        shots.append(Shot(Problem(f"example-{i}", question, answer, choices=listed), rationale))
-    return shots
-
-
-def examples(few_shot: Path | None, zero_shot: bool, shots: int | None, choices: bool = False,
-             built_in: Path | None = None, usual: int | None = None, answers: bool = True) -> list[Shot]:
+def examples(few_shot: Path | None, zero_shot: bool, shots: int | None, grade: str = "text", names: Fields = PLAIN,
+             built_in: Path | None = None, usual: int | None = None, way: str | None = None,
+             inside: str = "") -> list[Shot]:
     """The examples to show: the user's, or those built in (the first `usual` of them); `shots` of them; or none."""
     if zero_shot:
         if few_shot or shots is not None:
             raise ValueError("--zero-shot shows no examples: leave out --few-shot and --shots")
         return []
-    have = read_shots(few_shot or built_in, choices, answers)
+    have = read_shots(few_shot or built_in, grade, names, way, inside)
     if shots is None:
         return have if few_shot else have[:usual]
     if not 1 <= shots <= len(have):
@@ -174,41 +89,76 @@ def examples(few_shot: Path | None, zero_shot: bool, shots: int | None, choices:
 
 
 def load(data: Path, few_shot: Path | None = None, zero_shot: bool = False, shots: int | None = None,
-         grade: str = "auto", fields: str = "", heldout: Path | None = None,
-         heldout_share: float | None = None) -> Questions:
+         grade: str = "auto", fields: str = "", template: str = "", records: str = "", heldout: Path | None = None,
+         heldout_records: str = "", heldout_share: float | None = None, shuffle_choices: bool = False,
+         all_numbers: bool = False) -> Questions:
     """Raises FileNotFoundError or ValueError that names the file, the line and what to do.
 
-    data: a .jsonl or .json file of questions and answers
-    few_shot: file of worked examples {question, rationale, answer}
+    data: a .jsonl, .json, .csv, .tsv or .parquet file of questions and answers
+    few_shot: file of worked examples, with the fields of --data or {question, rationale, answer}
     zero_shot: no examples, an instruction instead
     shots: how many of the examples are shown (default: all)
-    grade: answers are compared as number, choice or text, or there are none (default: as all of them can be read)
+    grade: answers are compared as number, choice, text, set (in any order) or value (of arithmetic), or there are none
+        (default: as all of them can be read)
     fields: names in your file, as question=Body+Question,answer=Answer,choices=options,rationale=solution,group=Type;
-        + joins several, dots look inside objects (default: question and answer)
+        + joins several, dots look inside objects and lists; numbers=nums is what an expression may be made of, each
+        once (default: question and answer)
+    template: the question, of fields in braces, as 'Make {target} of {nums}.' (default: the field question)
+    records: where the list of questions is in a JSON file, as data.train (default: its one list)
     heldout: file of held-out problems (default: a part of --data)
+    heldout_records: where they are in a JSON file, --heldout or --data (default: as --records)
     heldout_share: that part (default: 0.1)
+    shuffle_choices: choices in an order of each problem's own, the same in every run
+    all_numbers: an expression must use every given number
     """
+    _refuse(few_shot, zero_shot, heldout or heldout_records, heldout_share, grade)
+    names, stem = parse_fields(fields, template), Path(data).stem
+    lines = [(files.read_records(data, inside=records), stem)]
+    if heldout or heldout_records:
+        other = Path(heldout or data).stem
+        held = files.read_records(heldout or data, inside=heldout_records or records, wanted=bool(heldout_records))
+        lines.append((held, other if other != stem else f"heldout-{other}"))
+    found = read(lines, names, grade)
+    shown = examples(few_shot, zero_shot, shots, found.grade, names, way=found.way, inside=records)
+    part = 0.1 if heldout_share is None else heldout_share
+    train, held = found.parts if len(lines) > 1 else hold_out(found.parts[0], part)
+    notes = list(found.notes)
+    if shuffle_choices:
+        train, held, shown, told = _shuffled(found.grade, train, held, shown)
+        notes += told
+    if all_numbers and names.numbers is None:
+        raise ValueError("--all-numbers asks for every given number: name them by --fields numbers=...")
+    task = Questions(train, held, shown, found.grade, found.gold, all_numbers)
+    task.notes += notes
+    odd = [p.id for p in [*task.train, *held] if verifier.one_number(p.answer) is None]
+    if grade == "auto" and found.grade == "text" and len(odd) * 2 < len(task.train) + len(held):
+        task.notes.append(f"{len(odd)} with an answer that is no number, so words are compared: {named(odd)}")
+    return task
+
+
+def _refuse(few_shot: Path | None, zero_shot: bool, heldout: Path | str | None, share: float | None,
+            grade: str) -> None:
+    """ValueError for flags that do not go together."""
     if not few_shot and not zero_shot:
         raise ValueError("--task jsonl needs worked examples {question, rationale, answer}: name their file by "
                          "--few-shot, or show none by --zero-shot")
-    if heldout and heldout_share is not None:
+    if heldout and share is not None:
         raise ValueError("--heldout names the held-out problems, --heldout-share takes them from --data: leave one "
                          "of them out")
-    if heldout_share is not None and not 1e-6 <= heldout_share <= 0.9:
-        raise ValueError(f"--heldout-share is {heldout_share}; it must be a part of --data, from 1e-6 to 0.9")
+    if share is not None and not 1e-6 <= share <= 0.9:
+        raise ValueError(f"--heldout-share is {share}; it must be a part of --data, from 1e-6 to 0.9")
     if grade not in ("auto", *GRADES):
         raise ValueError(f"--grade is {grade!r}; it must be one of {', '.join(GRADES)}")
-    names, stem = parse_fields(fields), Path(data).stem
-    shown = examples(few_shot, zero_shot, shots, names.choices is not None, answers=grade != "none")
-    train, gold, found = read(data, names, grade, stem)
-    if heldout:
-        other = Path(heldout).stem
-        held, more, _ = read(heldout, names, found, other if other != stem else f"heldout-{other}")
-        gold |= more
-    else:
-        train, held = records.hold_out(train, 0.1 if heldout_share is None else heldout_share)
-    task = Questions(train, held, shown, found, gold)
-    odd = [p.id for p in [*train, *held] if verifier.one_number(p.answer) is None]
-    if grade == "auto" and found == "text" and len(odd) * 2 < len(train) + len(held):
-        task.notes.append(f"{len(odd)} with an answer that is no number, so words are compared: {records.named(odd)}")
-    return task
+
+
+def _shuffled(grade: str, train: list[Problem], heldout: list[Problem], shown: Sequence[Shot]) -> tuple[
+        list[Problem], list[Problem], list[Shot], list[str]]:
+    """(train, heldout, examples, lines for the user) with choices in another order."""
+    if grade != "choice":
+        raise ValueError("--shuffle-choices moves choices, and there are none: name them by --fields choices=...")
+    kept = [p.id for p in [*train, *heldout] if choices.keeps_order(p)]
+    notes = [f"{len(kept)} keep the order of their choices, for these speak of each other (\"all of the above\"), or "
+             f"the question of their letters: {named(kept)}"] if kept else []
+    moved = [Shot(choices.shuffled(s.problem), s.rationale) if not choices.SAYS_LETTER.search(s.rationale) else s
+             for s in shown]
+    return [choices.shuffled(p) for p in train], [choices.shuffled(p) for p in heldout], moved, notes
