@@ -108,6 +108,9 @@ class StarConfig:
     def __post_init__(self):
         for f in fields(self):
             object.__setattr__(self, f.name, checked(f, getattr(self, f.name)))
+        if 0 < self.temperature < 1e-6:
+            raise ValueError(f"--temperature {self.temperature} leaves the best token alone: give 0 (greedy), or at "
+                             "least 1e-6")
         stated = {f.name for f in fields(self) if getattr(self, f.name) != f.default}
         for conflict in CONFLICTS:
             if conflict.holds(self, stated):

@@ -9,6 +9,8 @@ import hashlib
 import torch
 from torch import Tensor
 
+TINY = 1e-30  # float32 rounds what is much smaller to 0, and logits over it to infinity
+
 
 def seed_of(*parts: int | str) -> int:
     """One seed of 63 bits; any change in any part changes it.
@@ -23,12 +25,12 @@ def draw_tokens(logits: Tensor, drawable: int, temperature: float, top_k: int, t
                 index: Tensor) -> tuple[Tensor, Tensor]:
     """One token a row from logits (B, V) -> ids (B,), their log-probabilities (B,) in float32.
 
-    Only ids below `drawable` are drawn. temperature 0 takes the best, of equals the lowest id; otherwise from
-    softmax(logits / temperature), truncated. seeds, index (B,) int64. The log-probability is the model's own:
-    temperature 1, untruncated, all ids.
+    Only ids below `drawable` are drawn. temperature 0, or one below TINY, takes the best, of equals the lowest id;
+    otherwise from softmax(logits / temperature), truncated. seeds, index (B,) int64. The log-probability is the
+    model's own: temperature 1, untruncated, all ids.
     """
     scores = logits[:, :drawable]
-    if temperature > 0:
+    if temperature >= TINY:
         scores = truncate(scores / temperature, top_k, top_p)
         scores = scores + gumbel(seeds, index, scores.shape[1])
     drawn = scores.argmax(dim=-1)
@@ -49,7 +51,7 @@ def truncate(scores: Tensor, top_k: int, top_p: float) -> Tensor:
         ordered = scores.sort(dim=-1, descending=True).values
         share = ordered.softmax(dim=-1)
         before = share.cumsum(dim=-1) - share  # mass of all better ids; below top_p: this one is still needed
-        last = ordered.masked_fill(before >= top_p, float("inf")).amin(dim=-1, keepdim=True)
+        last = ordered.masked_fill(before >= max(top_p, TINY), float("inf")).amin(dim=-1, keepdim=True)
         scores = scores.masked_fill(scores < last, float("-inf"))
     return scores
 

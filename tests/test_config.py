@@ -54,6 +54,8 @@ def test_the_learning_rate_follows_the_model():
         ({"samples": None}, ["--samples is None", "type int"]),
         ({"temperature": math.nan}, ["--temperature is nan", "a number"]),
         ({"temperature": math.inf}, ["--temperature is inf", "at most"]),
+        ({"temperature": 1e-39, "samples": 2}, ["--temperature 1e-39", "give 0 (greedy)"]),
+        ({"temperature": 9e-7}, ["--temperature 9e-07", "at least 1e-6"]),
         ({"temperature": "warm"}, ["--temperature is 'warm'", "type float"]),
         ({"rationalize": "off"}, ["--rationalize is 'off'", "type bool"]),
         ({"merge": "auto"}, ["--merge is 'auto'", "type bool"]),

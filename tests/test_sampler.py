@@ -15,7 +15,7 @@ import star.schedule
 from star.batch import pack
 from star.cache import KVCache
 from star.device import free_memory
-from star.draws import gumbel, truncate
+from star.draws import draw_tokens, gumbel, truncate
 from star.finetune import finetune
 from star.lora import add_lora, reset, trainable
 from star.problem import Example
@@ -305,6 +305,27 @@ def test_truncation_keeps_ties():
     assert torch.isfinite(truncate(scores, 0, 0.1)).tolist() == [[False, True, True, False, True]]
     uneven = torch.tensor([[0.5, 0.1, 0.3, 0.1]]).log()
     assert torch.isfinite(truncate(uneven, 0, 0.7)).tolist() == [[True, False, True, False]]
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [
+    *((t, 1.0) for t in (5e-324, 1e-46, 1e-39, 1.2e-38, 9e-31, 1e-30, 1e-20, 1e-9)),
+    *((1.0, p) for p in (5e-324, 1e-46, 1e-40, 1e-38, 1e-30, 1e-9)), (1e-46, 1e-46), (1e9, 1e-46)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_numbers_that_float32_cannot_hold_leave_the_best_token(temperature, top_p, dtype):
+    """1e-39 is no normal float32 number, 1e-46 rounds to 0: logits over them are infinite, no mass is below them."""
+    logits = 30 * torch.randn(64, 23, generator=torch.Generator().manual_seed(0)).to(dtype)
+    drawn, logprobs = draw_tokens(logits, 20, temperature, 0, top_p, torch.arange(64), torch.arange(64))
+    assert torch.equal(drawn, logits[:, :20].argmax(-1))
+    assert torch.isfinite(logprobs).all()
+
+
+def test_hot_and_cold_extremes_of_a_sampler():
+    sampler = Sampler(random_decoder(dtype=torch.float32), 8, 64)
+    greedy, cold, narrow = (sampler.generate(ragged(3, 1), max_new_tokens=4, **options) for options in (
+        {}, {"temperature": 1e-39}, {"temperature": 1.0, "top_p": 1e-46}))
+    assert [o.tokens for o in cold] == [o.tokens for o in narrow] == [o.tokens for o in greedy]
+    hot = sampler.generate([[1, 2]] * 8, max_new_tokens=9, temperature=1e300)
+    assert len({o.tokens for o in hot}) == 8  # every token as likely as any
 
 
 class Bytes:
