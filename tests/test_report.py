@@ -210,15 +210,16 @@ def of_iteration(n, generations, **more):
 
 
 def test_question_and_right_answer_come_from_the_samples_else_the_task_else_the_id(tmp_path, tokenizer):
-    tries = [made(1, "generate", p, "wrong", "x", "5") for p in ("0", "1", "gone")]
-    lines = {"0": {"question": "how many?", "right_answer": "7"}}
+    tries = [made(1, "generate", p, "wrong", "x", "5") for p in ("0", "1", "2", "gone")]
+    lines = {"0": {"question": "how many?", "right_answer": "7"}, "1": {"question": "why?", "right_answer": ""}}
     run = handmade(tmp_path / "run", tries, [of_iteration(1, tries)], more=lines)
     seen = {problem: (question, right) for _, _, problem, *_, right, question in
             told(data(Report(run, Riddles(), tokenizer).write()))}
-    assert seen == {"0": ("how many?", "7"), "1": ("1+1", "2"), "gone": ("gone", None)}
+    assert seen == {"0": ("how many?", "7"), "1": ("why?", None), "2": ("2+2", "4"), "gone": ("gone", None)}
     seen = {problem: (question, right, prompt) for _, _, problem, prompt, _, _, right, question in
             told(data(Report(run).write()))}
-    assert seen == {"0": ("how many?", "7", None), "1": ("1", None, None), "gone": ("gone", None, None)}
+    assert seen == {"0": ("how many?", "7", None), "1": ("why?", None, None), "2": ("2", None, None),
+                    "gone": ("gone", None, None)}
 
 
 def test_of_another_models_prompt_only_the_question_is_known(tmp_path, tokenizer):
@@ -386,8 +387,9 @@ def test_the_command_does_without_data_and_tokenizer(tmp_path, capsys):
     assert len(facts["notes"]) == 1
     assert facts["columns"]["trained"] == [0]
     assert facts["columns"]["sequences"] == facts["prompts"] == []
-    append(run.samples(1), [{"iteration": 1}])
-    refused(Report(run).write, words=("iter-001.jsonl, line 2, is no generation",))
+    for strange in ({"iteration": 1}, [], "question", 5, None):
+        run.samples(1).write_text(f"{json.dumps(strange)}\n")
+        refused(Report(run).write, words=("iter-001.jsonl, line 1, is no generation",))
 
 
 # ---------------------------------------------------------------------------------------------------- in a real browser

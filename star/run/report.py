@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import checkpoints
 from checkpoints.files import read_json, write_atomically
 from star import prompts
 from star.config import DEFAULTS, StarConfig
@@ -29,6 +30,7 @@ from star.tasks import Task
 
 PAGE = Path(__file__).with_name("report.html")
 MOST = 40_000_000  # characters of JSON that generations may take, about: what a browser opens in a second or two
+SAID = ("question", "right_answer")  # what a line of samples says of its problem
 TRIES = ("generate", "rationalize")
 ALL = 1 << 32  # above every `place`
 TABLES = ("problems", "texts", "fronts", "prompts", "heads", "sources")
@@ -52,9 +54,9 @@ class Report:
     def _begin(self) -> None:
         self.done, self.under_way = -1, False  # the last iteration that is taken in; was it not finished then?
         self.made: dict[int, list[Generation]] = {}  # those that the page has room for
-        self.cut, self.crowded = ALL, False  # of iterations before the newest: problems whose `place` is below this
+        self.cut, self.crowded = ALL, False  # of iterations before the newest: problems whose `place` is below
         self.all_made: dict[int, int] = {}  # iteration -> how many there are
-        self.said: dict[str, tuple[str, str]] = {}  # problem -> (question, right answer), as its samples have them
+        self.said: dict[str, tuple[str, str | None]] = {}  # problem -> its SAID
         self.fates, self.answers, self.inexact = {}, {}, []  # by iteration
         self.before: list[Generation] = []  # what --keep all trains on again
         self.chosen: dict[int, list[Generation]] = {}
@@ -93,11 +95,11 @@ class Report:
         """Take in the samples of an iteration: count them all, keep what there is room for."""
         path, made = self.run.samples(n), []
         for number, record in enumerate(read_lines(path), 1):
-            question, answer = record.pop("question", None), record.pop("right_answer", None)
-            g = checked(record, path, number)
-            if question is not None and g.problem not in self.said:
-                self.said[g.problem] = str(question), str(answer or "")
-            made.append(g)
+            more = {k: record.pop(k) for k in SAID if k in record} if isinstance(record, dict) else {}
+            made.append(checked(record, path, number))
+            if SAID[0] in more and made[-1].problem not in self.said:
+                question, answer = (str(more.get(k) or "") for k in SAID)
+                self.said[made[-1].problem] = question, answer or None
         trained = next((m["examples"] for m in metrics if m["iteration"] == n and "kept" in m), None)
         chosen = self._trained_on(made) if trained is not None else []
         if trained is not None and len(chosen) != trained:
@@ -161,13 +163,13 @@ class Report:
             f"What iteration {n} trained on cannot be computed again from its samples: all its right ones are shown so"
             for n in self.inexact)]
         return {
-            "task": run.config.task, "model": Path(run.config.model or "tiny-adder").name, "learns": run.learns,
+            "task": run.config.task, "model": Path(run.config.model or checkpoints.SHIPPED).name, "learns": run.learns,
             "iteration": run.iteration, "finished": run.finished, "notes": notes,
             "headline": [learning(metrics), losing(self.fates, metrics)],
             "settings": [[k, settings[k], settings[k] != getattr(usual, k)] for k in DEFAULTS] + [
                 [k, v, True] for k, v in run.options.items() if v is not None],
             "machine": {k: written[k] for k in MACHINE if written.get(k) is not None},
-            "verdicts": VERDICTS, "phases": PHASES, "student": STUDENT, "metrics": finite(metrics),
+            "verdicts": VERDICTS, "phases": PHASES, "student": STUDENT, "metrics": metrics,
             "said": {m["iteration"]: in_words(m) for m in metrics if "kept" in m},
             "groups": list(dict.fromkeys(p.group or "all" for p in self.problems.values())) or ["all"],
             "fate_names": FATES, "fates": self.fates, "answers": self.answers,
@@ -251,7 +253,7 @@ class Report:
 
 def page(facts: dict, blocks: Sequence[str]) -> str:
     """The page with its facts, and those of each iteration as JSON."""
-    data = f'{{"blocks":[{",".join(blocks)}],{dumped(facts)[1:]}'
+    data = f'{{"blocks":[{",".join(blocks)}],{dumped(finite(facts))[1:]}'
     return PAGE.read_text(encoding="utf-8").replace('"DATA"', data, 1)
 
 
