@@ -2,8 +2,12 @@
 
 The template is a program of whoever published the folder. It runs in jinja2's sandbox without a loader: it sees the
 turns and the special tokens' texts, no file and no Python internals, and it can neither draw nor learn the day: equal
-turns are equal texts. Its time and memory are not limited. Turns are not searched for the template's own markers: one
-that holds "<|im_end|>" ends there, as in the reference. checkpoints/tokenizer encodes the text.
+turns are equal texts. Its time and memory are not limited.
+
+What is rendered knows which of it came from a turn (checkpoints/typed): there "<|im_end|>" is text, whoever typed it.
+Templates get nothing but the turns: `enable_thinking` and its like are not set, so that their own defaults hold, and
+what they take for thoughts ("<think>...</think>" in earlier answers of Qwen 3) they leave out, as in the reference.
+checkpoints/tokenizer encodes the text.
 """
 
 import contextlib
@@ -17,46 +21,107 @@ from pathlib import Path
 from types import ModuleType
 
 from checkpoints.files import read_json_if_there
-from checkpoints.tokenizer import SETTINGS, content
+from checkpoints.special import SETTINGS, read_special
+from checkpoints.typed import forms, sought, typed
+from star.text import Prompt
 
 # The day that templates are told: by the clock, equal runs would differ from one day to the next. Llama 3.1's templates
 # take this one themselves where they are told none.
 TODAY = datetime(2024, 7, 26)
 MOST_SAID = 300  # characters of a template's own complaint that are quoted
+SWITCHES = ("enable_thinking", "thinking", "reasoning_effort")
+# What no published model writes letter by letter, as some do "<|user|>" and "[INST]"
+MARKERS = re.compile(r"<\|(?:im_(?:start|end|sep)|(?:start|end)_header_id|eo[tm]_id|end|endoftext|(?:begin|end)_of_text"
+                     r"|(?:start|end)_of_role|end_of_turn|(?:START|END)_OF_TURN_TOKEN)\|>|<(?:start|end)_of_turn>|</?s>"
+                     r"|<[be]os>")
+LIKE = re.compile(r"<\|\w+\|>")  # what might be one
 
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A template ready to render: the file it stands in, what jinja2 made of it, and bos_token and its like."""
+    """A template ready to render: the file it stands in, what jinja2 made of it, and bos_token and its like.
+
+    sought: texts that it may look for in a turn. asked: names that it uses and that nobody may have given it.
+    """
 
     file: Path
     template: object
     tokens: dict[str, str]
+    sought: tuple[str, ...] = ()
+    asked: frozenset[str] = frozenset()
+    knows_system: bool = True
 
-    def render(self, turns: Sequence[tuple[str, str]], answered: bool = False) -> str:
+    def render(self, turns: Sequence[tuple[str, str]], answered: bool = False) -> Prompt:
         """The text of these turns, (role, content) each and the last the user's, up to where the assistant's begins.
 
         answered: the last is the assistant's, and the text ends behind it; of it a template may leave out what it takes
-        for thoughts. ValueError, one line that names the file: the template refuses the turns, fails, or leaves out
-        the last.
+        for thoughts. A system turn that the template refuses is put in front of the first turn of the user.
+        ValueError, one line that names the file: the template refuses the turns, fails, or leaves out the last.
         """
         if not turns or turns[-1][0] != ("assistant" if answered else "user"):
             raise ValueError(f"{self.file}: the last turn to render must be the "
                              f"{'assistant' if answered else 'user'}'s")
-        messages = [{"role": role, "content": content} for role, content in turns]
         try:
-            text = self.template.render(
-                **self.tokens, messages=messages, tools=None, documents=None, add_generation_prompt=not answered)
+            text = self._run(turns, answered)
         except Exception as e:  # a template can fail in any way that a program can
-            raise _refusal(self.file, e) from None
+            if turns[0][0] != "system" or len(turns) < 2 or not self._refuses_system(e):
+                raise _refusal(self.file, e) from None
+            return self.render(folded(turns), answered)
         if not text.strip():
             raise ValueError(f"{self.file}: the chat template renders these turns to an empty text")
-        if answered:
-            return text
-        last = turns[-1][1].strip()  # many templates strip; one that writes JSON escapes
-        if not any(form in text for form in (last, _to_json(last)[1:-1], _to_json(last, ensure_ascii=True)[1:-1])):
+        if not answered and not any(form in text for form in forms(turns[-1][1])):
             raise ValueError(f"{self.file}: the chat template leaves out the last turn: nothing could be learned of it")
-        return text
+        return Prompt(text, typed(lambda turns: self._run(turns, answered), turns, text, self.sought))
+
+    def said(self, turns: Sequence[tuple[str, str]], answered: bool = False) -> str:
+        """What the template itself makes of turns, "" if it fails."""
+        with contextlib.suppress(Exception):
+            return self._run(turns, answered)
+        return ""
+
+    def _run(self, turns: Sequence[tuple[str, str]], answered: bool) -> str:
+        messages = [{"role": role, "content": content} for role, content in turns]
+        return self.template.render(
+            **self.tokens, messages=messages, tools=None, documents=None, add_generation_prompt=not answered)
+
+    def _refuses_system(self, e: Exception) -> bool:
+        """Gemma's template says so; Mistral's has never heard of it, and complains of roles that don't alternate."""
+        return type(e) is _jinja2(self.file).exceptions.TemplateError and (
+            "system" in str(e).lower() or not self.knows_system)
+
+
+def folded(turns: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """What a system turn says is put in front of the turn behind it."""
+    (_, system), (role, content), *rest = turns
+    return [(role, f"{system}\n\n{content}"), *rest]
+
+
+def notes_on(chat: object, tokenizer) -> list[str]:
+    """What is not seen from outside: switches that nobody sets, thoughts that are left out, a system turn that is
+    refused, and what is written like a token where the tokenizer has none, such as Zephyr's "<|user|>".
+
+    ValueError for a control token that the tokenizer lacks: one that the folder's files name, or that no published
+    model writes letter by letter.
+    """
+    if not isinstance(chat, ChatTemplate):  # another way to render says nothing of itself
+        return []
+    notes = [f"the chat template's {name} is not set: its own default holds" for name in SWITCHES if name in chat.asked]
+    ask, answer, thoughts = ("user", "?"), ("assistant", "!"), ("assistant", "<think>\nhm, hm\n</think>\n\n!")
+    thought, system = chat.said([ask, thoughts, ask]), chat.said([("system", "!"), ask])
+    if thought and "hm, hm" not in thought:
+        notes.append("the chat template leaves out what earlier answers hold up to </think>")
+    if not system and chat.said([ask]):
+        notes.append("the chat template refuses a system turn: it would go in front of the first turn of the user")
+    said = chat.said([ask]) + chat.said([ask, answer], answered=True)
+    like = [*(t for t in chat.tokens.values() if t in said), *MARKERS.findall(said), *LIKE.findall(said)]
+    lacking = [t for t in dict.fromkeys(like) if not tokenizer.has(t)]
+    for text in lacking:
+        if text in chat.tokens.values() or MARKERS.fullmatch(text):
+            raise ValueError(f"{chat.file}: the chat template writes {text!r}, and the tokenizer has no such token: "
+                             "take this model's own template, or fetch its tokenizer's files again, all of them")
+    if lacking:
+        notes.append(f"the chat template writes {', '.join(lacking)} as text: the tokenizer has no such token")
+    return notes
 
 
 def load_chat(path: str | Path) -> ChatTemplate:
@@ -65,23 +130,28 @@ def load_chat(path: str | Path) -> ChatTemplate:
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}: fetch the model first")
     file, source = _source(folder)
-    template = _compiled(file, source)
-    tokens = {k: content(v) for k, v in read_json_if_there(folder / SETTINGS).items() if k.endswith("_token")}
-    # a token that is null is undefined, as in the reference; add_bos_token is a switch
-    return ChatTemplate(file, template, {k: v for k, v in tokens.items() if isinstance(v, str)})
+    template, looked_for, asked = _compiled(file, source)
+    return ChatTemplate(file, template, read_special(folder).named, looked_for, asked, "system" in source)
 
 
 def has_chat(path: str | Path) -> bool:
     """Does the folder bring a chat template along, sound or not?"""
     folder = Path(path)
-    return (folder / "chat_template.jinja").is_file() or any(
+    return bool(_files(folder)) or any(
         read_json_if_there(folder / name).get("chat_template") is not None for name in ("chat_template.json", SETTINGS))
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """name -> template in a file of its own: the default, and others, for tools and the like."""
+    files = {"default": folder / "chat_template.jinja"} if (folder / "chat_template.jinja").is_file() else {}
+    return {file.stem: file for file in sorted(folder.glob("additional_chat_templates/*.jinja"))} | files
 
 
 def _source(folder: Path) -> tuple[Path, str]:
     """(file, template): one in a file of its own comes before one among settings."""
-    file = folder / "chat_template.jinja"
-    if file.is_file():
+    files = _files(folder)
+    if files:
+        file = Path(_default(folder / "additional_chat_templates", {name: str(f) for name, f in files.items()}))
         try:
             return file, file.read_text(encoding="utf-8")
         except UnicodeDecodeError as e:
@@ -119,14 +189,16 @@ def _jinja2(file: Path) -> ModuleType:
     raise ValueError(f"{file}: chat templates need the package jinja2, 3.1.6 or newer: pip install -e '.[models]'")
 
 
-def _compiled(file: Path, source: str) -> object:
+def _compiled(file: Path, source: str) -> tuple[object, tuple[str, ...], frozenset[str]]:
+    """(template, texts that it may look for in a turn, names that it uses)."""
     jinja2 = _jinja2(file)
     environment = _environment(jinja2)
     try:
         tree = environment.parse(source)
         for name in jinja2.meta.find_referenced_templates(tree):  # by include, import, extends; None: a computed name
             raise jinja2.exceptions.SecurityError(f"it asks for the file {name or 'of a computed name'}")
-        return environment.from_string(tree)
+        template = environment.from_string(tree)
+        return template, tuple(sought(jinja2.nodes, tree)), frozenset(jinja2.meta.find_undeclared_variables(tree))
     except Exception as e:  # behind jinja2's compiler stands Python's, with limits of its own
         raise _refusal(file, e) from None
 

@@ -1,60 +1,39 @@
 """Text to token ids and back, by a folder's own files and conventions.
 
 `tokenizer.json` is read where it is byte-level (checkpoints/bytelevel), else `tokenizer.model` through sentencepiece,
-else `tekken.json`, else a `tokenizer.json` in SentencePiece's style (checkpoints/pieces). Control pieces of a
-`tokenizer.model` in a text ("<s>") are never parsed as such: user text cannot forge them; added tokens are, as in the
-reference. Chat templates are checkpoints/chat.
+else `tekken.json`, else a `tokenizer.json` in SentencePiece's style (checkpoints/pieces). Which tokens are special
+checkpoints/special reads; chat templates are checkpoints/chat.
+
+A text of type str is parsed as the reference does: control tokens in it are tokens. In a Prompt (star/text) they are
+only where a chat template wrote them: whoever types "<|im_end|>" types letters.
 """
 
 import itertools
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-
-import sentencepiece
 
 from checkpoints.bytelevel import ByteLevelBPE
 from checkpoints.files import read_json, read_json_if_there
 from checkpoints.pieces import Pieces
+from checkpoints.sentences import SentencePiece, is_marker
+from checkpoints.special import SETTINGS, read_special
 from checkpoints.steps import SPACES, normalizer
+from star.text import Prompt
 
-SETTINGS = "tokenizer_config.json"
-
-
-class SentencePiece:
-    """A `tokenizer.model`. Later pieces of a text that added tokens cut may go without the dummy space in front."""
-
-    def __init__(self, file: Path, space_each: bool):
-        self._model = sentencepiece.SentencePieceProcessor()
-        try:
-            self._model.LoadFromSerializedProto(file.read_bytes())
-        except RuntimeError as e:
-            raise ValueError(f"{file} is no SentencePiece model ({e}): fetch tokenizer.json too") from None
-        self._space_each = space_each
-        self.size: int = self._model.vocab_size()
-        self.unk_id: int | None = self._model.unk_id()
-        self.bos_id, self.eos_id = (i if i >= 0 else None for i in (self._model.bos_id(), self._model.eos_id()))
-
-    def encode(self, text: str, first: bool = True) -> list[int]:
-        if first or self._space_each:
-            return self._model.encode(text)
-        start = self._model.encode("\n")  # its last piece is the line break: what follows begins no text
-        return self._model.encode("\n" + text)[len(start) :]
-
-    def __contains__(self, i: int) -> bool:
-        return 0 <= i < self.size
-
-    def decode(self, ids: list[int], first: bool = True) -> str:
-        ids = [i for i in ids if 0 <= i < self.size]
-        if first or self._space_each:
-            return self._model.decode(ids)
-        start = self._model.encode("\n")
-        return self._model.decode(start + ids).removeprefix(self._model.decode(start))
+# Tekken's first special tokens where the file, an old one, does not list them
+TEKKEN = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]",
+          "[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]", "[PREFIX]", "[MIDDLE]",
+          "[SUFFIX]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]"]
 
 
 class AddedTokens:
-    """Tokens that are looked for in the text itself, before any model sees it: id -> text, and where they may stand."""
+    """Tokens that are looked for in the text itself, before any model sees it: id -> text, and where they may stand.
+
+    Special ones, and those of a chat template (it writes them outside of what is typed), are not found in what is typed
+    of a Prompt; "unnamed" ones only where a template writes them.
+    """
 
     def __init__(self, entries: list[dict], normalize: Callable[[str], str]):
         self.texts = {e["id"]: e["content"] for e in entries}
@@ -66,11 +45,23 @@ class AddedTokens:
 
     def split(self, text: str) -> list[str | int]:
         """Ids of the added tokens, and the normalized texts between them."""
-        out = []
-        for part in _cut(text, self._raw, self._patterns[0]):
-            out += [part] if isinstance(part, int) else _cut(
-                self._normalize(part), self._normalized, self._patterns[1])
+        out, typed, rendered = [], getattr(text, "typed", ()), getattr(text, "rendered", False)
+        for at, part in _cut(str(text), self._raw, self._patterns[0], typed, rendered):
+            if isinstance(part, int):
+                out.append(part)
+                continue
+            within = [(max(start - at, 0), end - at) for start, end in typed if start < at + len(part) and at < end
+                      ] if self._patterns[1] else []
+            # a place in the normalized text is where the text before it ends, normalized
+            within = [(len(self._normalize(part[:start])), len(self._normalize(part[:end]))) for start, end in within]
+            inner = _cut(self._normalize(part), self._normalized, self._patterns[1], within, rendered)
+            out += [piece for _, piece in inner]
         return out
+
+    def special_in(self, text: str) -> list[str]:
+        """The texts of special tokens that stand in this one."""
+        matches = self._patterns[0].findall(text) if self._patterns[0] else []
+        return [t for t in dict.fromkeys(matches) if self._raw[t].get("special")]
 
 
 def _alternatives(texts: Iterable[str]) -> re.Pattern | None:
@@ -79,23 +70,35 @@ def _alternatives(texts: Iterable[str]) -> re.Pattern | None:
     return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
 
-def _cut(text: str, tokens: dict[str, dict], pattern: re.Pattern | None) -> list[str | int]:
-    """Ids of the tokens that the pattern finds, and the texts between; lstrip and rstrip take the white space beside.
+def _cut(text: str, tokens: dict[str, dict], pattern: re.Pattern | None, typed: Sequence[tuple[int, int]] = (),
+         rendered: bool = False) -> Iterator[tuple[int, str | int]]:
+    """Ids of the tokens that the pattern finds, and the texts between, each with its place; lstrip and rstrip take the
+    white space beside.
 
-    With the token "<x>" (id 7, lstrip) and the text "a <x> b": ["a", 7, " b"].
+    With the token "<x>" (id 7, lstrip) and the text "a <x> b": (0, "a"), (1, 7), (5, " b").
     """
-    out, at = [], 0
-    for match in pattern.finditer(text) if pattern else ():
+    matches = [(match, any(start < match.end() and match.start() < end for start, end in typed))
+               for match in pattern.finditer(text)] if pattern else []
+    written = {match[0] for match, by_people in matches if rendered and not by_people and is_marker(match[0])}
+    at = 0
+    for match, by_people in matches:
         token, (start, end) = tokens[match[0]], match.span()
+        if by_people and (token.get("special") or match[0] in written):
+            continue
+        if token.get("unnamed") and not rendered:
+            continue
         if token.get("single_word") and any(_of_word(c) for c in text[max(start - 1, 0) : start] + text[end : end + 1]):
             continue
         if token.get("lstrip"):
             start = max(len(text[:start].rstrip(SPACES)), at)
         if token.get("rstrip"):
             end = len(text) - len(text[end:].lstrip(SPACES))
-        out += [text[at:start]] * (start > at) + [token["id"]]
+        if at < start:
+            yield at, text[at:start]
+        yield start, token["id"]
         at = end
-    return out + [text[at:]] * (at < len(text))
+    if at < len(text):
+        yield at, text[at:]
 
 
 def _of_word(c: str) -> bool:
@@ -107,27 +110,42 @@ def _of_word(c: str) -> bool:
 class Tokenizer:
     """A model of pieces, the tokens added to it, and the folder's conventions on where a sequence begins and ends.
 
-    chat: a template (checkpoints/chat), set by who wants prompts to be conversations.
+    chat: a template (checkpoints/chat), set by who wants prompts to be conversations. notes: what the folder's files
+    disagree on, and who wins.
     """
 
     chat = None
 
     def __init__(self, pieces: SentencePiece | ByteLevelBPE | Pieces, added: AddedTokens, before: list[int],
-                 after: list[int], bos_id: int | None, eos_ids: tuple[int, ...]):
+                 after: list[int], bos_id: int | None, eos_ids: tuple[int, ...], notes: Iterable[str] = ()):
         self._pieces, self._added, self._before, self._after = pieces, added, before, after
-        self.bos_id, self.eos_ids, self.unk_id = bos_id, eos_ids, pieces.unk_id
+        self.bos_id, self.eos_ids, self.unk_id, self.notes = bos_id, eos_ids, pieces.unk_id, list(notes)
         self._beyond = {i for i in added.texts if i not in pieces}  # some stand in the vocabulary too
         self.vocab_size: int = max([pieces.size, *(i + 1 for i in added.texts)])
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Ids of the text; special: with what the folder's convention puts in front (BOS) and behind, unless the text
-        begins with it already, as that of a chat template does."""
-        ids = []
+        begins with it already.
+
+        Behind a Prompt (star/text) stands nothing, so that it ends in no EOS, and in front of a rendered one only what
+        its template wrote. What is typed of it holds no control tokens.
+        """
+        ids, rendered = [], getattr(text, "rendered", False)
+        how = {"spaced": True} if rendered and isinstance(self._pieces, SentencePiece) else {}
         for i, part in enumerate(self._added.split(text)):
-            ids += [part] if isinstance(part, int) else self._pieces.encode(part, first=i == 0)
-        if not special:
+            ids += [part] if isinstance(part, int) else self._pieces.encode(part, first=i == 0, **how)
+        if not special or rendered:
             return ids
-        return [*(self._before if ids[: len(self._before)] != self._before else []), *ids, *self._after]
+        before = self._before if ids[: len(self._before)] != self._before else []
+        return [*before, *ids, *([] if isinstance(text, Prompt) else self._after)]
+
+    def special_in(self, text: str) -> list[str]:
+        """Texts of control tokens that stand in this one, each once: in a Prompt they are text."""
+        return self._added.special_in(text)
+
+    def has(self, text: str) -> bool:
+        """Is this text a token that may stand in a text?"""
+        return text in self._added.texts.values()
 
     def decode(self, ids: list[int]) -> str:
         """Text of all ids together, the inverse of `encode`: what it puts around the text is silent.
@@ -162,7 +180,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
             return _from_tekken(folder, read_json(file))
         if data is not None:
             return _from_json(folder, data)
-    except (KeyError, TypeError, AttributeError) as e:  # a part that is missing or of another kind than it should be
+    except (LookupError, TypeError, AttributeError, RecursionError) as e:  # a part is missing, or not what it should be
         raise ValueError(f"{file} is damaged ({type(e).__name__}: {e}): fetch it again") from None
     raise FileNotFoundError(f"no tokenizer.json and no tokenizer.model in {folder}: fetch them from where the model is")
 
@@ -179,76 +197,74 @@ def _from_json(folder: Path, data: dict) -> Tokenizer:
         before, after = _template(data.get("post_processor"))
     except ValueError as e:
         raise ValueError(f"{folder / 'tokenizer.json'}: {e}") from None
-    added = AddedTokens(_fitting(folder, data.get("added_tokens") or []), normalize)
+    special = read_special(folder, data)
+    entries = special.complete(pieces.vocab.get, pieces)
+    added, bos = AddedTokens(entries, normalize), special.id_of("bos_token", entries)
     if isinstance(pieces, Pieces):
         pieces.texts |= added.read  # the file's decoder has them too
-    ids = pieces.vocab | {text: i for i, text in added.texts.items()}
-    settings = read_json_if_there(folder / SETTINGS)
-    bos, eos = (ids.get(content(settings.get(f"{end}_token"))) for end in ("bos", "eos"))
-    return Tokenizer(pieces, added, before, after, before[0] if before else bos, _eos_ids(folder, eos))
+    return Tokenizer(pieces, added, before, after, before[0] if before else bos, special.end(entries), special.notes)
 
 
 def _from_sentencepiece(folder: Path, data: dict) -> Tokenizer:
     settings, file = read_json_if_there(folder / SETTINGS), folder / "tokenizer.model"
-    only_first = (data.get("pre_tokenizer") or {}).get("prepend_scheme") == "first" or settings.get("legacy") is False
+    first = (data.get("pre_tokenizer") or {}).get("prepend_scheme") == "first" or not settings.get("legacy")
     try:
-        pieces = SentencePiece(file, space_each=not only_first)
+        pieces = SentencePiece(file, space_each=not first)
     except ValueError:
         if not data:
             raise
         return _from_json(folder, data)
     if data and len(data["model"]["vocab"]) != pieces.size:
         return _from_json(folder, data)  # its vocabulary grew, and tokenizer.model is that of before
-    entries = data.get("added_tokens") or [
-        {**e, "id": int(i)} for i, e in (settings.get("added_tokens_decoder") or {}).items()]
-    entries = entries or [
-        {"content": t, "id": i} for t, i in read_json_if_there(folder / "added_tokens.json").items()]
-    beyond = [e | {"normalized": False} for e in _fitting(folder, entries) if e["id"] >= pieces.size]
-    before = [pieces.bos_id] if settings.get("add_bos_token", True) and pieces.bos_id is not None else []
-    after = [pieces.eos_id] if settings.get("add_eos_token") and pieces.eos_id is not None else []
-    added = AddedTokens(beyond, lambda text: text)
-    return Tokenizer(pieces, added, before, after, pieces.bos_id, _eos_ids(folder, pieces.eos_id))
+    special = read_special(folder, data)
+    entries = {e["id"]: {"normalized": False} | e for e in special.complete(pieces.id_of)}
+    own = {i: {"id": i, "content": text, "special": i in pieces.control, "normalized": False}
+           for i, text in (pieces.control | pieces.markers).items()}
+    entries = own | {i: e for i, e in entries.items() if i in own or e.get("special") or i not in pieces}
+    renamed = {i: e["content"] for i, e in entries.items() if pieces.id_of(e["content"]) != i}
+    pieces.markers |= renamed
+    for i, text in pieces.control.items():
+        if text not in special.said:  # BOS and its like then stand in no text, as their own library has it
+            entries[i] |= {"special": True, "unnamed": i in pieces.around}
+    entries = list(entries.values())
+    bos = special.id_of("bos_token", entries, pieces.bos_id)
+    before, after = _template(data.get("post_processor"))
+    end = special.end(entries, pieces.eos_id)
+    if not data.get("post_processor"):
+        before = [bos] if settings.get("add_bos_token", True) and bos is not None else []
+        after = [end[0]] if settings.get("add_eos_token") and end else []
+    return Tokenizer(pieces, AddedTokens(entries, lambda text: text), before, after, bos, end, special.notes)
 
 
 def _from_tekken(folder: Path, data: dict) -> Tokenizer:
-    """Control tokens 0 to n - 1 stand in no text; 1 is BOS and 2 EOS."""
-    pieces = ByteLevelBPE.from_tekken(data)
-    return Tokenizer(pieces, AddedTokens([], lambda text: text), [1], [], 1, _eos_ids(folder, 2))
+    """The first ids are control tokens; 1 is BOS and 2 EOS."""
+    pieces, n = ByteLevelBPE.from_tekken(data), data["config"]["default_num_special_tokens"]
+    listed = {e["rank"]: e["token_str"] for e in data.get("special_tokens") or []} or dict(enumerate(TEKKEN))
+    listed = [{"id": i, "content": listed.get(i, f"<SPECIAL_{i}>"), "special": True} for i in range(n)]
+    special = read_special(folder, {"added_tokens": listed})
+    entries = special.complete(pieces.vocab.get)
+    added, end = AddedTokens(entries, lambda text: text), special.end(entries, 2)
+    return Tokenizer(pieces, added, [1], [], 1, end, special.notes)
 
 
 def _template(part: dict | None) -> tuple[list[int], list[int]]:
-    """(ids before, ids behind) a text, of the file's post-processor."""
-    kind = (part or {}).get("type")
+    """(ids before, ids behind) a text, of the file's post-processor. ValueError for one that is not known, or no id."""
+    kind, before, after = (part or {}).get("type"), [], []
     if kind == "Sequence":
         around = [_template(p) for p in part["processors"]]
-        return [i for b, _ in reversed(around) for i in b], [i for _, a in around for i in a]
-    if kind == "TemplateProcessing":
-        text = next(i for i, piece in enumerate(part["single"]) if "Sequence" in piece)
+        before, after = [i for b, _ in reversed(around) for i in b], [i for _, a in around for i in a]
+    elif kind == "TemplateProcessing":
+        text = next((i for i, piece in enumerate(part["single"]) if "Sequence" in piece), None)
+        if text is None:
+            raise ValueError("its post-processor leaves the text out: fetch it again")
         ids = [part["special_tokens"][p["SpecialToken"]["id"]]["ids"] if "SpecialToken" in p else []
                for p in part["single"]]
-        return [i for these in ids[:text] for i in these], [i for these in ids[text:] for i in these]
-    if kind in ("RobertaProcessing", "BertProcessing"):
-        return [part["cls"][1]], [part["sep"][1]]
-    if kind in (None, "ByteLevel"):
-        return [], []
-    raise ValueError(f"the post-processor {kind!r} is not supported")
-
-
-def content(token: object) -> object:
-    """The text of a special token in tokenizer_config.json, which stands there plain or with flags around it."""
-    return token.get("content") if isinstance(token, dict) else token
-
-
-def _fitting(folder: Path, entries: list[dict]) -> list[dict]:
-    """The added tokens that the model has a row for: Gemma 3 1B's files name one more."""
-    rows = read_json_if_there(folder / "config.json").get("vocab_size")
-    return [e for e in entries if not isinstance(rows, int) or e["id"] < rows]
-
-
-def _eos_ids(folder: Path, own: int | None) -> tuple[int, ...]:
-    """All ids that end a sequence, the tokenizer's own first: config.json or generation_config.json may have more."""
-    ids = set()
-    for name in ("config.json", "generation_config.json"):
-        value = read_json_if_there(folder / name).get("eos_token_id")
-        ids |= set(value) if isinstance(value, list) else set() if value is None else {value}
-    return tuple(([] if own is None else [own]) + sorted(ids - {own}))
+        before, after = [i for these in ids[:text] for i in these], [i for these in ids[text:] for i in these]
+    elif kind in ("RobertaProcessing", "BertProcessing"):
+        before, after = [part["cls"][1]], [part["sep"][1]]
+    elif kind not in (None, "ByteLevel"):
+        raise ValueError(f"the post-processor {kind!r} is not supported")
+    odd = next((i for i in [*before, *after] if type(i) is not int or i < 0), None)
+    if odd is not None:
+        raise ValueError(f"its post-processor has the id {odd!r}; it must be a number from 0 on")
+    return before, after

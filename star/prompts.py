@@ -1,7 +1,8 @@
 """From a problem to token ids: prompts to sample from, and examples to train on.
 
 A hint can enter only through `encode(..., hinted=True)`, whose ids go to the sampler and nowhere else: `example` is
-built from the question. Prompts are plain text, or a conversation where the tokenizer carries a chat template.
+built from the question. Prompts are plain text, or a conversation where the tokenizer carries a chat template: nothing
+but that writes control tokens, whatever a task's texts hold, and no prompt ends in an end of sequence (star/text).
 """
 
 import itertools
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 
 from star.problem import Example, Problem
 from star.tasks import Task
+from star.text import Prompt
 
 
 def render(task: Task, problem: Problem, chat=None, hinted: bool = False, few_shot: bool = True) -> str:
@@ -18,14 +20,13 @@ def render(task: Task, problem: Problem, chat=None, hinted: bool = False, few_sh
         turns = [turn for asked, answered in shown for turn in (("user", asked), ("assistant", answered))]
         return chat.render([*turns, ("user", task.turn(problem, hinted))])
     examples = task.few_shot(problem, hinted) if few_shot else ""
-    return examples + (task.hinted(problem) if hinted else task.question(problem))
+    return Prompt(examples + (task.hinted(problem) if hinted else task.question(problem)))
 
 
 def encode(task: Task, problem: Problem, tokenizer, hinted: bool = False, few_shot: bool = True) -> list[int]:
     """Ids of the few-shot text and the question, encoded as ONE text: pieces encoded apart need not add up to it.
 
-    few_shot: with the task's few-shot text, if it has any; the hinted form has its own.
-    Raises ValueError when the tokenizer has no token for some character.
+    few_shot: with the task's few-shot text, the hinted form's own. ValueError for a character without a token.
     """
     text = render(task, problem, getattr(tokenizer, "chat", None), hinted, few_shot)
     ids = tokenizer.encode(text)
@@ -55,12 +56,11 @@ def split_prefix(prompts: Sequence[list[int]]) -> tuple[list[int], list[list[int
 
 def continued(task: Task, problem: Problem, tokenizer, text: str, few_shot: bool = False) -> list[int]:
     """Ids of a rationale that was not sampled but written, as it stands behind its question: encoded as one text."""
-    chat = getattr(tokenizer, "chat", None)
     prompt = encode(task, problem, tokenizer, few_shot=few_shot)
-    whole = tokenizer.encode(render(task, problem, chat, few_shot=few_shot) + text)
+    whole = tokenizer.encode(render(task, problem, getattr(tokenizer, "chat", None), few_shot=few_shot) + text)
     if whole[: len(prompt)] == prompt:
         return whole[len(prompt) :]
-    return tokenizer.encode(text, special=False)  # the text's first characters would join the prompt's last token
+    return tokenizer.encode(Prompt(text), special=False)  # its first characters would join the prompt's last token
 
 
 def example(task: Task, problem: Problem, tokenizer, rationale: Sequence[int], few_shot: bool = False) -> Example:

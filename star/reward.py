@@ -19,6 +19,7 @@ from torch import Tensor
 from star.batch import Batch, micro_batches, runs_of
 from star.decoder import Decoder
 from star.problem import Example
+from star.text import Prompt
 
 ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")  # of HelpSteer, in its order
 # What a judge's card adds its attributes up with (hf.co/nvidia: Nemotron-4-340B-Reward; Llama3-70B-SteerLM-RM, of which
@@ -255,15 +256,15 @@ class Judge:
         encode, end = self.tokenizer.encode, list(self.tokenizer.eos_ids[:1])
         likelihood = isinstance(self.scorer, Likelihood)
         if self.format == "plain":
-            ids = encode(question + answer) + end
+            ids = encode(Prompt(question + answer)) + end
             if not likelihood:
                 return tuple(ids)
-            same = takewhile(lambda pair: pair[0] == pair[1], zip(encode(question), ids, strict=False))
+            same = takewhile(lambda pair: pair[0] == pair[1], zip(encode(Prompt(question)), ids, strict=False))
             return Example(tuple(ids), max(1, sum(1 for _ in same)))  # a token over the border is the answer's
         turns = split_turns(question)
         if likelihood:
             prompt = encode(self.tokenizer.chat.render(turns))
-            return Example((*prompt, *encode(answer, special=False), *end), len(prompt))
+            return Example((*prompt, *encode(Prompt(answer), special=False), *end), len(prompt))
         turns.append(("assistant", answer))
         text = self.tokenizer.chat.render(turns, answered=True) if self.format == "chat" else steerlm(turns)
         return tuple(encode(text, special=False))  # the format says it all: no BOS beside it, no end behind it
@@ -284,7 +285,10 @@ def split_turns(question: str) -> list[tuple[str, str]]:
     return turns
 
 
-def steerlm(turns: Sequence[tuple[str, str]]) -> str:
+def steerlm(turns: Sequence[tuple[str, str]]) -> Prompt:
     """The text of NeMo's format, a system line of the usual wording in front; the last marker is where it is read."""
-    said = "".join(f"<extra_id_1>{role.capitalize()}\n{content}\n" for role, content in turns)
-    return f"<extra_id_0>System\n{SYSTEM}\n{said}<extra_id_2>"
+    said, typed = f"<extra_id_0>System\n{SYSTEM}\n", []
+    for role, content in turns:
+        said += f"<extra_id_1>{role.capitalize()}\n{content}\n"
+        typed.append((len(said) - len(content) - 1, len(said) - 1))
+    return Prompt(f"{said}<extra_id_2>", typed)

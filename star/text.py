@@ -1,10 +1,10 @@
 """Text of a row that is still growing: where a stop string ends it, and how much of it may be shown already.
 
 Decodes ids as a list, always: a token may be half a character, and a stop string may begin and end inside tokens. Also
-what of any text is safe to print, and JSON in which nothing is passed over.
+what of any text is safe to print, JSON in which nothing is passed over, and which part of a prompt people wrote.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 HALF = "\ufffd"  # what a tokenizer writes for bytes that are no whole character (yet)
@@ -78,3 +78,23 @@ def once(pairs: list[tuple[str, object]]) -> dict:
         names = [k for k, _ in pairs]
         raise ValueError(f"{next(k for k in names if names.count(k) > 1)[:60]!r} stands in it twice")
     return found
+
+
+class Prompt(str):
+    """A text to go on from. In what people or models wrote of it no control token is parsed, so that nobody can forge
+    one by typing it; and nothing is put behind it: a prompt does not end.
+
+    typed: (start, end) of what they wrote. None: all of it, and the tokenizer says how a text begins; else the rest is
+    a chat template's, which has said that itself.
+    """
+
+    def __new__(cls, text: str = "", typed: Iterable[tuple[int, int]] | None = None):
+        self = super().__new__(cls, text)
+        self.rendered = typed is not None
+        self.typed = tuple(typed) if self.rendered else ((0, len(self)),)
+        return self
+
+    def __add__(self, other: str) -> "Prompt":
+        """What is put behind a prompt is typed too."""
+        text = super().__add__(other)
+        return Prompt(text, (*self.typed, (len(self), len(text)))) if self.rendered else Prompt(text)

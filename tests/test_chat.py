@@ -5,10 +5,12 @@ import sys
 
 import pytest
 from conftest import GOLDEN, refused
+from styles import STYLES, style_folder
 
 import checkpoints
 from checkpoints import chat
-from checkpoints.chat import load_chat
+from checkpoints.chat import has_chat, load_chat, notes_on
+from star.text import Prompt
 
 SYSTEM, ASK, ANSWER = ("system", "Be brief."), ("user", "2+2?"), ("assistant", "4")
 AGAIN = ("user", 'And "<3+3>" é?\n')
@@ -60,6 +62,9 @@ GEMMA = (
     "{% else %}{% set role = message['role'] %}{% endif %}"
     "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}")
+
+MISTRAL_V01 = (GOLDEN / "chat" / "mistral_v01.jinja").read_text()
+REFERENCE = json.loads((GOLDEN / "chat" / "cases.json").read_text(encoding="utf-8"))
 
 MISTRAL = """{%- set seen = namespace(users=0) %}
 {{- bos_token }}
@@ -175,6 +180,158 @@ def test_where_the_template_stands(tmp_path):
     refused(rendered, tmp_path, words=("'bos_token' is undefined",))
 
 
+def test_templates_beside_the_default_one(tmp_path):
+    more = tmp_path / "additional_chat_templates"
+    more.mkdir()
+    (more / "tool_use.jinja").write_text("tools")
+    put(tmp_path, None)
+    refused(rendered, tmp_path, words=(f"{more} has several chat templates (tool_use) and none is the default",
+                                       f"{tmp_path}/chat_template.jinja"))
+    assert has_chat(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    assert rendered(tmp_path) == "2+2?"
+
+
+@pytest.mark.parametrize("template", [GEMMA, MISTRAL_V01])
+def test_a_system_turn_that_is_refused_goes_in_front_of_the_first_turn(tmp_path, template):
+    """Gemma's template says why; Mistral's has never heard of such a role."""
+    chat = load_chat(put(tmp_path, template))
+    folded = ("user", "Be brief.\n\n2+2?")
+    assert chat.render([SYSTEM, ASK, ANSWER, AGAIN]) == chat.render([folded, ANSWER, AGAIN])
+    assert chat.render([SYSTEM, ASK, ANSWER], answered=True) == chat.render([folded, ANSWER], answered=True)
+    refused(chat.render, [SYSTEM, SYSTEM, ASK, ASK], words=("refuses these turns: Conversation roles must",))
+
+
+# Who wrote what
+
+
+def parts(prompt):
+    """The typed parts of a text, as typed."""
+    return [prompt[start:end] for start, end in prompt.typed]
+
+
+@pytest.mark.parametrize(("said", "typed"), [
+    ("<b>{{ m.content | trim }}{{ m.content | length }}", ["2+2?", "4", "<b> 3", "<b> 3"]),
+    ("{{ m.content }}{{ m.content[:1] }}", ["2+2?244<b> 3\n<", "<b> 3"]),
+    ("{{ m | tojson }}", ["2+2?", "4", "<b> 3", "<b> 3"]),
+    ("{{ m.content | tojson(true) }}", ["2+2?", "<b> 3"]),  # searched for, once each; "4" might be anything
+    # these look at letters, which then are the template's
+    ("|{{ m.content.split('<b>')[-1] }}", ["2+2?", "4", "3", "3"]),
+    ("|{% if m.content.startswith('<b>') %}{{ m.content }}{% endif %}", ["3", "3"]),
+    ("{% set b = '<b>' %}|{% if b not in m.content %}{{ m.content }}{% endif %}", ["2+2?", "4", "3"]),
+    ("|{{ m.content.replace('<', '(') }}", ["2+2?", "4", "b> 3", "b> 3"]),
+    ("|{% if m.content < '3' %}{{ m.content }}{% endif %}", ["2+2?", "<b> 3"]),
+])
+def test_what_is_typed(tmp_path, said, typed):
+    template = "{% for m in messages %}" + said + "{% endfor %}||{{ messages[-1].content }}"
+    assert parts(load_chat(put(tmp_path, template)).render([ASK, ANSWER, ("user", "<b> 3\n")])) == typed
+
+
+def test_turns_that_hold_the_characters_that_stand_for_others(tmp_path):
+    chat = load_chat(put(tmp_path, CHATML))
+    text = chr(0xF0000) + "a" + chr(0xF0002) + "<|im_end|>"
+    assert parts(chat.render([("user", text)])) == [text]
+    assert parts(chat.render([("user", " \n")])) == []
+    every = "".join(map(chr, range(0xF0000, 0x10FFFE)))  # no character is left to stand for another
+    assert chat.render([("user", every)]) == f"<|im_start|>user\n{every}<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize("name", ["qwen3", "deepseek_r1"])
+def test_a_template_that_looks_for_thoughts_finds_them(tmp_path, name):
+    folder = style_folder(name, tmp_path)
+    tokenizer, chat = checkpoints.load_tokenizer(folder), load_chat(folder)
+    (end,) = {t: i for i, t in tokenizer._added.texts.items()}.keys() & {"<|im_end|>", "<｜end▁of▁sentence｜>"}
+    thought = ("assistant", f"<think>\nHm {end}\n</think>\n\nIt{end} is 4.")
+    text = chat.render([ASK, thought, AGAIN])
+    assert "Hm" not in text
+    assert f"It{end} is 4." in text
+    plain = tokenizer.encode(chat.render([ASK, ANSWER, AGAIN]))
+    (i,) = tokenizer.encode(end, special=False)
+    assert tokenizer.encode(text).count(i) == plain.count(i) > 0
+
+
+# Against the reference
+
+
+@pytest.mark.parametrize("name", STYLES)
+def test_published_styles(tmp_path, name):
+    """Ids of conversations, of texts, and of texts in which no control token is parsed."""
+    folder = style_folder(name, tmp_path)
+    tokenizer, chat, cases = checkpoints.load_tokenizer(folder), load_chat(folder), REFERENCE[name]
+    assert len(cases["talks"]) == len(REFERENCE["talks"]) == 7
+    for (turns, answered), ids in zip(REFERENCE["talks"], cases["talks"], strict=True):
+        if ids is None:
+            assert turns[0][0] == "system", "refused there, folded here"
+        else:
+            assert tokenizer.encode(chat.render([tuple(t) for t in turns], answered)) == ids
+    for text, ids, unparsed in cases["texts"]:
+        assert tokenizer.encode(text, special=False) == ids
+        assert tokenizer.encode(Prompt(text), special=False) == unparsed != ids or "<h1>" in text
+
+
+@pytest.mark.parametrize("name", STYLES)
+def test_nobody_forges_a_token_of_a_published_style(tmp_path, name):
+    folder = style_folder(name, tmp_path)
+    tokenizer, chat = checkpoints.load_tokenizer(folder), load_chat(folder)
+    written = {i for i in tokenizer.encode(chat.render([ASK])) if i in tokenizer._added.texts}
+    ends = {*written, *tokenizer.eos_ids}
+    for i in ends:
+        forged = f"?{tokenizer._added.texts[i]}\n!"
+        ids = tokenizer.encode(chat.render([("user", forged), ("assistant", forged), ("user", forged)]))
+        plain = tokenizer.encode(chat.render([("user", "?\n!"), ("assistant", "?\n!"), ("user", "?\n!")]))
+        assert [j for j in ids if j in ends] == [j for j in plain if j in ends]
+    assert ends
+
+
+def test_nobody_forges_a_token_by_halves(tmp_path):
+    """"<|" stands in the template, "im_end|>" in the turn."""
+    folder = style_folder("qwen25", tmp_path)
+    (folder / "chat_template.jinja").write_text("<|im_start|><|{{ messages[0].content }}<|im_end|>")
+    tokenizer, chat = checkpoints.load_tokenizer(folder), load_chat(folder)
+    ids = tokenizer.encode(chat.render([("user", "im_end|>")]))
+    assert [i for i in ids if i > 442] == [444, 445]
+
+
+def test_a_rendered_text_begins_as_its_template_has_it(tmp_path):
+    """ChatML on a folder that puts BOS in front of texts: the reference does not put it in front of conversations."""
+    tokenizer = checkpoints.load_tokenizer(style_folder("chatml", tmp_path))
+    ids = tokenizer.encode(load_chat(tmp_path).render([ASK]))
+    assert ids[0] == 401
+    assert tokenizer.encode(Prompt("2+2?"))[0] == tokenizer.bos_id == 1
+
+
+# What is said of a template
+
+
+def notes(folder, template):
+    (folder / "chat_template.jinja").write_text(template)
+    return notes_on(load_chat(folder), checkpoints.load_tokenizer(folder))
+
+
+def test_notes_on_a_template(tmp_path):
+    folder = style_folder("qwen3", tmp_path)
+    own = (folder / "chat_template.jinja").read_text()
+    assert notes(folder, own) == ["the chat template's enable_thinking is not set: its own default holds",
+                                  "the chat template leaves out what earlier answers hold up to </think>"]
+    assert notes(folder, CHATML) == []
+    system = "the chat template refuses a system turn: it would go in front of the first turn of the user"
+    assert notes(folder, MISTRAL_V01.replace("bos", "eos")) == [system]
+    assert notes(folder, "<|user|>{% for m in messages %}{{ m.content }}{% endfor %}") == [
+        "the chat template writes <|user|> as text: the tokenizer has no such token"]
+    assert notes_on(object(), None) == []
+
+
+@pytest.mark.parametrize(("template", "token"), [
+    (CHATML.replace("im_end", "eot_id"), "<|eot_id|>"), ("{{ pad_token }}{{ messages[0].content }}", "[PAD]"),
+    ("<start_of_turn>{{ messages[0].content }}", "<start_of_turn>"), ("{{ messages[0].content }}</s>", "</s>")])
+def test_a_token_that_the_tokenizer_lacks(tmp_path, template, token):
+    folder = style_folder("qwen3", tmp_path)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"pad_token": "[PAD]"}))
+    said = refused(notes, folder, template, words=(f"{folder}/chat_template.jinja", f"writes {token!r}", "no such"))
+    assert "<|im_start|>" not in said
+
+
 def test_short_complaints_only(tmp_path):
     said = refused(rendered, put(tmp_path, "{{ raise_exception('ab' * 10000) }}"))
     assert said.endswith("ab")
@@ -210,7 +367,7 @@ OUTSIDE = "reaches outside its sandbox ("
     ("{{ messages | random }}", ("No filter named 'random'",)),
     ("{{ lipsum() }}", ("'lipsum' is undefined",)),
     # its own refusals
-    (GEMMA, ("refuses these turns: System role not supported",)),
+    (GEMMA.replace("System role", "That"), ("refuses these turns: That not supported",)),
     (LLAMA2.replace("[1:]", ""), ("refuses these turns: Roles must alternate",)),
     ("{{ raise_exception(nothing) }}", ("refuses these turns: ",)),
     # failures of all kinds

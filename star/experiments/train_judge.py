@@ -20,13 +20,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 import checkpoints
-from checkpoints.chat import load_chat
 from checkpoints.reward import pad_of
 from star.device import choose_device, choose_dtype
 from star.judge import Preferred, Rated, correlation, new_judge, pairs_right, score_items, train_judge
 from star.prompts import unknown
 from star.reward import ATTRIBUTES, FORMATS, Judge, RewardModel, choose_weights, is_score
 from star.run.flags import Parser, command
+from star.run.models import load_tokenizer
 from star.tasks.records import Record, field, read_records
 
 MISSING = -100  # what NVIDIA's own files write where there is no rating
@@ -202,9 +202,7 @@ def main(argv: list[str]) -> None:
     device = choose_device(args.device)
     model = checkpoints.outline(args.base, None if args.dtype == "auto" else args.dtype)
     model = checkpoints.fill(model.to(choose_dtype(device, model.dtype)) if args.dtype == "auto" else model, device)
-    tokenizer = checkpoints.load_tokenizer(args.base)
-    if args.format == "chat":
-        tokenizer.chat = load_chat(args.base)
+    tokenizer = load_tokenizer(args.base, args.format == "chat")
     rm = new_judge(model, labels, args.rank, 2 * args.rank, args.seed, pad_id=pad_for(args.base, model, tokenizer),
                    weights=weights, format=args.format)
     judge = Judge(str(args.base), rm, tokenizer, args.format, [1.0] * len(labels))

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 import checkpoints
-from checkpoints.chat import load_chat
+from checkpoints.chat import load_chat, notes_on
+from checkpoints.special import no_end
 from star import prompts
 from star.config import StarConfig
 from star.decoder import Decoder
@@ -45,11 +46,17 @@ def room(model: Decoder, device: torch.device) -> None:
                          f"model{smaller}")
 
 
-def load_tokenizer(folder: Path, chat: bool):
-    """The folder's tokenizer; with chat it carries the folder's template."""
+def load_tokenizer(folder: Path, chat: bool, ends: bool = False):
+    """The folder's tokenizer; with chat it carries the folder's template. ends: it must know how a text ends.
+
+    ValueError where no file says that, or where the template writes a control token that the tokenizer lacks.
+    """
     tokenizer = checkpoints.load_tokenizer(folder)
+    if ends and not tokenizer.eos_ids:
+        raise no_end(folder)
     if chat:
         tokenizer.chat = load_chat(folder)
+        tokenizer.notes += notes_on(tokenizer.chat, tokenizer)
     return tokenizer
 
 

@@ -98,9 +98,7 @@ def answered(config: StarConfig, task: Task, candidates: Sequence[Candidate]) ->
 def plan_model(folder: Path, config: StarConfig, task: Task, max_new: int, device: torch.device
                ) -> tuple[Model, str, int]:
     """(another model, what it is, the bytes that it needs at work)."""
-    model, tokenizer = outline(folder, config, device), load_tokenizer(folder, config.chat)
-    if not tokenizer.eos_ids:
-        raise ValueError(f"{folder} names no end-of-sequence token: config.json needs eos_token_id")
+    model, tokenizer = outline(folder, config, device), load_tokenizer(folder, config.chat, ends=True)
     try:
         lengths, left_out = measure_prompts(task, tokenizer, max_new, model.config.max_pos)
     except ValueError as e:

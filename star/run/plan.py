@@ -61,9 +61,7 @@ def make_plan(config: StarConfig, options: dict, of: Callable[[Task], Task] = la
     """
     folder, device = Path(config.model or checkpoints.SHIPPED), choose_device(config.device)
     model = outline(folder, config, device)
-    tokenizer = load_tokenizer(folder, config.chat)
-    if not tokenizer.eos_ids:
-        raise ValueError(f"{folder} names no end-of-sequence token: config.json needs eos_token_id")
+    tokenizer = load_tokenizer(folder, config.chat, ends=True)
     task = of(load_task(config.task, **options))
     suits(task, config, trains)
     max_new = config.max_new_tokens or task.max_new_tokens
@@ -82,7 +80,18 @@ def make_plan(config: StarConfig, options: dict, of: Callable[[Task], Task] = la
     others = plan_others(config, task, tokenizer, model, max_new, device)
     work = Work.of(config, len(task.train), len(task.heldout), generates, others.pool.answers_a_problem(config))
     needs = replace(memory(model, config, lengths, max_new, max(work.sampled), device), others=others.bytes)
-    return Plan(config, device, model, tokenizer, task, max_new, lengths, work, needs, notes + others.notes, others)
+    notes += [*tokenizer.notes, *markers(task, tokenizer), *others.notes]
+    return Plan(config, device, model, tokenizer, task, max_new, lengths, work, needs, notes, others)
+
+
+def markers(task: Task, tokenizer) -> list[str]:
+    """A note on prompts that hold control tokens by name: whoever wrote them may have meant the tokens."""
+    few = {task.few_shot(p, hinted) for p in task.train[:1] for hinted in (False, True)}
+    held = {t: None for text in [*few, *map(task.question, task.train)] for t in tokenizer.special_in(text)}
+    if not held:
+        return []
+    instead = "" if tokenizer.chat else "; --chat renders the model's own template"
+    return [f"prompts hold {named(list(held))} as text, not as a token{instead}"]
 
 
 def suits(task: Task, config: StarConfig, trains: bool = True) -> None:
