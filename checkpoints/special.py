@@ -124,7 +124,7 @@ def _named(folder: Path, settings: dict, names: dict, notes: list[str]) -> dict[
     def of(part: dict) -> dict[str, object]:
         extra = part.get("extra_special_tokens")
         both = part | (extra if isinstance(extra, dict) else {})
-        return {k: _text(v) for k, v in both.items() if k.endswith("_token") and not isinstance(v, bool)}
+        return {k: _text(v) for k, v in both.items() if k.endswith("_token") and _text(v) != ""}
 
     first, then, winner = of(settings), of(names), SETTINGS  # null in the first: there is none
     if "added_tokens_decoder" not in settings:

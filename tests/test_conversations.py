@@ -98,12 +98,12 @@ def test_an_end_that_nobody_names(tmp_path, capsys, monkeypatch, chat):
 
 def test_a_template_of_another_model(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folder = model_folder(tmp_path / "m", "llama3")
+    model_folder(tmp_path / "m", "llama3")
     shutil.copy(GOLDEN / "chat" / "chatml.jinja", "m/chat_template.jinja")
     for command in (train.main, sample.main):
         assert command(["--model", "m", "--chat", *(["--check"] if command is train.main else ["1+1"])]) == 2
         err = capsys.readouterr().err
-        assert err.startswith(f"error: {folder}/chat_template.jinja: the chat template writes '<|im_start|>', and ")
+        assert "m/chat_template.jinja: the chat template writes '<|im_start|>', and the tokenizer has no such" in err
         assert err.count("\n") == 1
 
 

@@ -5,6 +5,7 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
+import sentencepiece
 from conftest import GOLDEN, SHIPPED, refused
 from styles import entry, style_folder
 
@@ -129,6 +130,53 @@ def test_a_piece_that_is_named_is_a_token(byte_level):
     assert vocab["the"] not in tokenizer.encode(Prompt("cathedral"))
 
 
+def test_tokens_of_the_older_file_are_found_in_normalized_text(byte_level):
+    change(byte_level, normalizer={"type": "NFC"})
+    put(byte_level, ADDED, **{"<\u00e9>": 445})
+    tokenizer = checkpoints.load_tokenizer(byte_level)
+    assert tokenizer.encode("<e\u0301>", special=False) == [445]
+    put(byte_level, SETTINGS, extra_special_tokens=["<\u00e9>"])
+    assert 445 not in checkpoints.load_tokenizer(byte_level).encode("<e\u0301>")
+
+
+def test_an_empty_name_names_nothing(sp):
+    """The first conversion of Llama had them."""
+    put(sp, SETTINGS, bos_token="", eos_token={"content": ""})
+    tokenizer = checkpoints.load_tokenizer(sp)
+    assert (tokenizer.bos_id, tokenizer.eos_ids) == (1, (2,))
+
+
+def test_a_template_writes_control_pieces_that_nobody_names(sp):
+    (sp / "chat_template.jinja").write_text("<s>[INST] {{ messages[0].content }}")
+    tokenizer = checkpoints.load_tokenizer(sp)
+    ids = tokenizer.encode(load_chat(sp).render([("user", "the <s>")]))
+    assert ids[0] == 1
+    assert ids.count(1) == 1
+    assert tokenizer.decode(ids) == "[INST] the <s>"
+
+
+def test_no_dummy_space_behind_a_control_token_unless_the_folder_is_of_the_old_kind(sp):
+    put(sp, SETTINGS, bos_token="<s>")
+    first = checkpoints.load_tokenizer(sp).encode("the", special=False)
+    for legacy in (None, False, True):
+        put(sp, SETTINGS, bos_token="<s>", **({} if legacy is None else {"legacy": legacy}))
+        ids = checkpoints.load_tokenizer(sp).encode("<s>the")
+        assert (ids == [1, *first]) == (legacy is True), legacy
+
+
+def test_a_line_break_behind_a_control_token_stays_one(tmp_path):
+    """Where two of them are a piece of their own, the one that holds the place of the text before must not join it."""
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a b"] * 9), model_prefix=str(tmp_path / "tokenizer"), model_type="bpe", vocab_size=270,
+        byte_fallback=True, user_defined_symbols=["\n", "\n\n"], minloglevel=2, hard_vocab_limit=False,
+        normalization_rule_name="identity")
+    put(tmp_path, SETTINGS, bos_token="<s>")
+    tokenizer = checkpoints.load_tokenizer(tmp_path)
+    one, two = (tokenizer._pieces.id_of(text) for text in ("\n", "\n\n"))
+    assert tokenizer.encode("<s>\na")[:2] == [1, one]
+    assert tokenizer.encode("<s>\n\na")[:2] == [1, two]
+
+
 def test_control_pieces_are_parsed_once_the_folder_names_them(sp):
     letters = checkpoints.load_tokenizer(sp).encode("<s>", special=False)
     assert len(letters) == 4
@@ -206,6 +254,15 @@ def test_nobody_forges_a_token_in_a_plain_prompt(byte_level):
     assert tokenizer.decode(ids) == text
     assert tokenizer.encode(Prompt(text)) == [443, *ids]
     assert tokenizer.special_in(text) == ["<|bos|>", "<|eot|>"]
+
+
+def test_markers_of_a_template_are_hidden_even_if_no_file_calls_them_special(byte_level):
+    """OpenHermes' "<|im_start|>" is not special; nor are line breaks, which templates write and everybody may."""
+    put(byte_level, ADDED, **{"<|im_start|>": 445, "\n": 446, "user": 447, "<|other|>": 448})
+    (byte_level / "chat_template.jinja").write_text("<|im_start|>user\n{{ messages[0].content }}\n")
+    tokenizer = checkpoints.load_tokenizer(byte_level)
+    ids = tokenizer.encode(load_chat(byte_level).render([("user", "<|im_start|>user\n<|other|>")]))
+    assert [i for i in ids if i > 444] == [445, 447, 446, 447, 446, 448]
 
 
 def test_what_is_put_behind_a_prompt_is_typed():
