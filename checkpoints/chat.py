@@ -105,13 +105,14 @@ def notes_on(chat: object, tokenizer) -> list[str]:
     """
     if not isinstance(chat, ChatTemplate):  # another way to render says nothing of itself
         return []
-    notes = [f"the chat template's {name} is not set: its own default holds" for name in SWITCHES if name in chat.asked]
+    its = f"{chat.file.parent.name}: the chat template"
+    notes = [f"{its}'s {name} is not set: its own default holds" for name in SWITCHES if name in chat.asked]
     ask, answer, thoughts = ("user", "?"), ("assistant", "!"), ("assistant", "<think>\nhm, hm\n</think>\n\n!")
     thought, system = chat.said([ask, thoughts, ask]), chat.said([("system", "!"), ask])
     if thought and "hm, hm" not in thought:
-        notes.append("the chat template leaves out what earlier answers hold up to </think>")
+        notes.append(f"{its} leaves out what earlier answers hold up to </think>")
     if not system and chat.said([ask]):
-        notes.append("the chat template refuses a system turn: it would go in front of the first turn of the user")
+        notes.append(f"{its} refuses a system turn: it would go in front of the first turn of the user")
     said = chat.said([ask]) + chat.said([ask, answer], answered=True)
     like = [*(t for t in chat.tokens.values() if t in said), *MARKERS.findall(said), *LIKE.findall(said)]
     lacking = [t for t in dict.fromkeys(like) if not tokenizer.has(t)]
@@ -120,7 +121,7 @@ def notes_on(chat: object, tokenizer) -> list[str]:
             raise ValueError(f"{chat.file}: the chat template writes {text!r}, and the tokenizer has no such token: "
                              "take this model's own template, or fetch its tokenizer's files again, all of them")
     if lacking:
-        notes.append(f"the chat template writes {', '.join(lacking)} as text: the tokenizer has no such token")
+        notes.append(f"{its} writes {', '.join(lacking)} as text: the tokenizer has no such token")
     return notes
 
 

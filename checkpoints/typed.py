@@ -27,7 +27,7 @@ def typed(render: Callable[[Turns], str], turns: Turns, text: str, sought: Seque
     White space and what JSON escapes have no twins: they count with the letters around them.
     """
     contents = [content for _, content in turns]
-    letters = {c for content in contents for c in content if not c.isspace() and c not in '"\\' and c >= " "}
+    letters = {c for c in set("".join(contents)) if not c.isspace() and c not in '"\\' and c >= " "}
     free = (chr(c) for c in TWINS if chr(c) not in letters and chr(c) not in text)
     twins = dict(zip(sorted(letters), free, strict=False))
     table, back = str.maketrans(twins), str.maketrans({twin: c for c, twin in twins.items()})

@@ -310,14 +310,15 @@ def notes(folder, template):
 
 def test_notes_on_a_template(tmp_path):
     folder = style_folder("qwen3", tmp_path)
+    its = f"{folder.name}: the chat template"
     own = (folder / "chat_template.jinja").read_text()
-    assert notes(folder, own) == ["the chat template's enable_thinking is not set: its own default holds",
-                                  "the chat template leaves out what earlier answers hold up to </think>"]
+    assert notes(folder, own) == [f"{its}'s enable_thinking is not set: its own default holds",
+                                  f"{its} leaves out what earlier answers hold up to </think>"]
     assert notes(folder, CHATML) == []
-    system = "the chat template refuses a system turn: it would go in front of the first turn of the user"
+    system = f"{its} refuses a system turn: it would go in front of the first turn of the user"
     assert notes(folder, MISTRAL_V01.replace("bos", "eos")) == [system]
     assert notes(folder, "<|user|>{% for m in messages %}{{ m.content }}{% endfor %}") == [
-        "the chat template writes <|user|> as text: the tokenizer has no such token"]
+        f"{its} writes <|user|> as text: the tokenizer has no such token"]
     assert notes_on(object(), None) == []
 
 

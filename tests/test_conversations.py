@@ -74,8 +74,8 @@ def test_what_is_said_of_special_tokens(tmp_path):
     plain, chat = planned(folder), planned(folder, chat=True)
     assert plain.notes == [f"prompts hold {END}, <|im_start|> as text, not as a token; --chat renders the model's own "
                            "template"]
-    assert chat.notes == ["the chat template's enable_thinking is not set: its own default holds",
-                          "the chat template leaves out what earlier answers hold up to </think>",
+    assert chat.notes == ["m: the chat template's enable_thinking is not set: its own default holds",
+                          "m: the chat template leaves out what earlier answers hold up to </think>",
                           f"prompts hold {END}, <|im_start|> as text, not as a token"]
     assert f"note    {chat.notes[0]}" in check(chat)
     (folder / "config.json").write_text((folder / "config.json").read_text().replace("445", "443"))
@@ -171,7 +171,10 @@ def test_a_generator_and_a_student_whose_tokens_differ(tmp_path):
     """Each is asked in its own template."""
     student = model_folder(tmp_path / "m", "qwen25")
     other = model_folder(tmp_path / "other", "llama3")
-    assert planned(student, generators=str(other), chat=True).others.pool.models[0].name == "other"
+    (other / "config.json").write_text((other / "config.json").read_text().replace("447", "443"))
+    plan = planned(student, generators=str(other), chat=True)
+    assert plan.others.pool.models[0].name == "other"
+    assert any(note.startswith("other: the tokenizer's end of sequence is 447") for note in plan.notes)
     shutil.copy(GOLDEN / "chat" / "chatml.jinja", other / "chat_template.jinja")
     words = ("other/chat_template.jinja", "<|im_start|>")
     refused(lambda: planned(student, generators=str(other), chat=True), words=words)

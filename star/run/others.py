@@ -52,8 +52,9 @@ def plan_others(config: StarConfig, task: Task, tokenizer, student: Decoder, max
                          f"{STUDENT!r} is that of the model which is trained")
     said, notes, models, most = [], [], [], 0
     for folder in folders:
-        model, line, need = plan_model(folder, config, task, max_new, device)
+        model, line, need, said_of = plan_model(folder, config, task, max_new, device)
         models.append(model)
+        notes += said_of
         said.append(f"pool    {clip(model.name, 60)}: {line}")
         most = max(most, need)
         if model.left_out:
@@ -70,7 +71,7 @@ def plan_others(config: StarConfig, task: Task, tokenizer, student: Decoder, max
     if config.reward:
         judge = plan_judge(Path(config.reward), config, device)
         said.append(f"judge   {described(judge)}")
-        notes += [*fits(judge, task), *kinship(judge, student)]
+        notes += [*judge.tokenizer.notes, *fits(judge, task), *kinship(judge, student)]
         most = max(most, sum(t.nbytes for _, t in judge.scorer.model.tensors()))
     pool = Pool(models, candidates, (lambda: loaded(judge, config, device)) if judge else None)
     return Others(pool, said, notes, most)
@@ -96,8 +97,8 @@ def answered(config: StarConfig, task: Task, candidates: Sequence[Candidate]) ->
 
 
 def plan_model(folder: Path, config: StarConfig, task: Task, max_new: int, device: torch.device
-               ) -> tuple[Model, str, int]:
-    """(another model, what it is, the bytes that it needs at work)."""
+               ) -> tuple[Model, str, int, list[str]]:
+    """(another model, what it is, the bytes that it needs at work, notes on its tokens)."""
     model, tokenizer = outline(folder, config, device), load_tokenizer(folder, config.chat, ends=True)
     try:
         lengths, left_out = measure_prompts(task, tokenizer, max_new, model.config.max_pos)
@@ -111,7 +112,8 @@ def plan_model(folder: Path, config: StarConfig, task: Task, max_new: int, devic
     def opened() -> tuple[Sampler, object]:
         return Sampler(load_base(outline(folder, config, device), device), config.slots, max_len, tokenizer), tokenizer
 
-    return Model(folder.name, opened, frozenset(left_out)), checkpoints.describe(model), need.weights + need.sampling
+    most = need.weights + need.sampling
+    return Model(folder.name, opened, frozenset(left_out)), checkpoints.describe(model), most, tokenizer.notes
 
 
 def plan_judge(folder: Path, config: StarConfig, device: torch.device) -> Judge:
