@@ -224,8 +224,10 @@ def _from_sentencepiece(folder: Path, data: dict) -> Tokenizer:
     renamed = {i: e["content"] for i, e in entries.items() if pieces.id_of(e["content"]) != i}
     pieces.markers |= renamed
     for i, text in pieces.control.items():
-        if text not in special.said:  # BOS and its like then stand in no text, as their own library has it
-            entries[i] |= {"special": True, "unnamed": i in pieces.around}
+        if text not in special.said:
+            entries[i]["special"] = True
+        if not special.said and i in pieces.around:  # nobody names a token: as the library has it, no text holds BOS
+            entries[i]["unnamed"] = True
     entries = list(entries.values())
     bos = special.id_of("bos_token", entries, pieces.bos_id)
     before, after = _template(data.get("post_processor"))
