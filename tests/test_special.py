@@ -232,7 +232,7 @@ def test_a_prompt_never_ends_in_an_end(kind, request):
         put(folder, SETTINGS, eos_token="<|eot|>")
     tokenizer = checkpoints.load_tokenizer(folder)
     assert tokenizer.encode("a")[-1] == tokenizer.eos_ids[0]  # a text of its own has an end, as in the reference
-    task = SimpleNamespace(few_shot=lambda *_: "", question=lambda p: p.question, hinted=lambda p: p.question)
+    task = SimpleNamespace(stop=(), few_shot=lambda *_: "", question=lambda p: p.question, hinted=lambda p: p.question)
     problem = Problem("1", "a the", "b")
     prompt = prompts.encode(task, problem, tokenizer)
     assert prompt == [tokenizer.bos_id, *tokenizer.encode("a the", special=False)]
