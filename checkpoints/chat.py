@@ -21,6 +21,7 @@ from pathlib import Path
 from types import ModuleType
 
 from checkpoints.files import read_json_if_there
+from checkpoints.sentences import SentencePiece
 from checkpoints.special import SETTINGS, read_special
 from checkpoints.typed import forms, sought, typed
 from star.text import Prompt
@@ -132,7 +133,17 @@ def load_chat(path: str | Path) -> ChatTemplate:
         raise FileNotFoundError(f"no folder {folder}: fetch the model first")
     file, source = _source(folder)
     template, looked_for, asked = _compiled(file, source)
-    return ChatTemplate(file, template, read_special(folder).named, looked_for, asked, "system" in source)
+    return ChatTemplate(file, template, _names(folder), looked_for, asked, "system" in source)
+
+
+def _names(folder: Path) -> dict[str, str]:
+    """bos_token and its like, as texts: of the folder's settings, else what its SentencePiece model calls them."""
+    special, file, own = read_special(folder), folder / "tokenizer.model", {}
+    if file.is_file() and not {"bos_token", "eos_token"} <= special.named.keys():
+        with contextlib.suppress(ValueError):  # Llama 3's file of that name is of another kind, and stands for nothing
+            model = SentencePiece(file, space_each=False)
+            own = {"bos_token": model.control.get(model.bos_id), "eos_token": model.control.get(model.eos_id)}
+    return {k: v for k, v in own.items() if v is not None and k not in special.nulls} | special.named
 
 
 def has_chat(path: str | Path) -> bool:

@@ -155,6 +155,21 @@ def test_a_template_writes_control_pieces_that_nobody_names(sp):
     assert tokenizer.decode(ids) == "[INST] the <s>"
 
 
+@pytest.mark.parametrize(("settings", "begins"), [({}, [2, 6]), ({"bos_token": "<bos>"}, [2, 6]),
+                                                  ({"bos_token": None}, [6]), ({"eos_token": "<bos>"}, [2, 6])])
+def test_the_names_are_the_models_own_where_no_file_has_them(tmp_path, settings, begins):
+    """A bare tokenizer.model of Gemma's with its template."""
+    folder_of(tmp_path, "chat/gemma.model").joinpath("gemma.model").rename(tmp_path / "tokenizer.model")
+    folder_of(tmp_path, "chat/gemma2.jinja").joinpath("gemma2.jinja").rename(tmp_path / "chat_template.jinja")
+    put(tmp_path, SETTINGS, **settings)
+    tokenizer, chat = checkpoints.load_tokenizer(tmp_path), load_chat(tmp_path)
+    ids = tokenizer.encode(chat.render([("user", "a<bos><start_of_turn><end_of_turn>")]))
+    assert ids[: len(begins)] == begins
+    assert [i for i in ids if i in (1, 2, 6, 7)] == [*begins, 7, 6]
+    (tmp_path / "tokenizer.model").write_bytes(b"not of that kind")
+    assert load_chat(tmp_path).tokens == {k: v for k, v in settings.items() if v is not None}
+
+
 def test_no_dummy_space_behind_a_control_token_unless_the_folder_is_of_the_old_kind(sp):
     put(sp, SETTINGS, bos_token="<s>")
     first = checkpoints.load_tokenizer(sp).encode("the", special=False)
