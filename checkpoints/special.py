@@ -98,7 +98,7 @@ def read_special(folder: Path, tokenizer: dict | None = None) -> Special:
     ends = sorted({i for name in ENDS for i in _ends(folder, name)})
     nulls = {name for name in settings if settings[name] is None} - set(named)
     extra = [t for t in extra if isinstance(t, str)]
-    listed = {_text(t) for t in (settings.get("added_tokens_decoder") or {}).values()}
+    listed = {_text(t) for t in _decoder(folder, settings).values()}
     return Special(folder, named, nulls, entries, extra, {*named.values(), *extra, *listed}, ends, _rows(folder), there,
                    notes)
 
@@ -119,6 +119,15 @@ def _list(given: object) -> list:
     return given if isinstance(given, list) else []
 
 
+def _decoder(folder: Path, settings: dict) -> dict:
+    """The settings' list of tokens, by their ids as texts."""
+    given = settings.get("added_tokens_decoder") or {}
+    if not isinstance(given, dict):
+        raise ValueError(f"{folder / SETTINGS}: added_tokens_decoder is of type {type(given).__name__}; it must be an "
+                         "object, from ids to tokens")
+    return given
+
+
 def _named(folder: Path, settings: dict, names: dict, notes: list[str]) -> dict[str, str]:
     """name -> text; tokens of a name of their own ({"image_token": }) stand among the others or in a dict beside."""
     def of(part: dict) -> dict[str, object]:
@@ -126,6 +135,10 @@ def _named(folder: Path, settings: dict, names: dict, notes: list[str]) -> dict[
         both = part | (extra if isinstance(extra, dict) else {})
         return {k: _text(v) for k, v in both.items() if k.endswith("_token") and _text(v) != ""}
 
+    for file, part in ((SETTINGS, of(settings)), (MAP, of(names))):
+        odd = next((k for k in ("bos_token", "eos_token") if not isinstance(part.get(k), str | None)), None)
+        if odd:
+            raise ValueError(f"{folder / file}: {odd} is {part[odd]!r}; it must be a text")
     first, then, winner = of(settings), of(names), SETTINGS  # null in the first: there is none
     if "added_tokens_decoder" not in settings:
         first, then, winner = {k: v for k, v in then.items() if v is not None}, first, MAP
@@ -140,8 +153,8 @@ def _added(folder: Path, settings: dict, tokenizer: dict, special: list, notes: 
     older = [{"content": text, "id": i, "special": text in special}
              for text, i in read_json_if_there(folder / ADDED).items()]
     listed = tokenizer.get("added_tokens") or []
-    newer = [{**token, "id": int(i) if i.isdecimal() else i}
-             for i, token in (settings.get("added_tokens_decoder") or {}).items()]
+    newer = [(token if isinstance(token, dict) else {"content": token}) | {"id": int(i) if i.isdecimal() else i}
+             for i, token in _decoder(folder, settings).items()]
     found: dict[str, dict] = {}
     taken: dict[int, str] = {}
     for name, part in ((TOKENIZER, listed), (SETTINGS, newer), (ADDED, older)):
@@ -168,7 +181,7 @@ def _check(file: Path, entries: list[dict]) -> None:
     """ValueError for an id that is none, a text that is none, or an id that stands twice."""
     seen: dict[int, str] = {}
     for entry in entries:
-        i, text = entry["id"], entry["content"]
+        i, text = entry.get("id"), entry.get("content")
         if type(i) is not int or i < 0:
             raise ValueError(f"{file}: the added token {text!r} has the id {i!r}; it must be a number from 0 on")
         if not isinstance(text, str):

@@ -331,7 +331,9 @@ def test_an_end_that_is_no_token(byte_level):
     ({"added_tokens": [{"id": True, "content": "<x>"}]}, ("'<x>' has the id True",)),
     ({"added_tokens": [{"id": 450, "content": 7}]}, ("id 450 is 7",)),
     ({"added_tokens": [{"id": 450, "content": "<x>"}, {"id": 450, "content": "<y>"}]}, ("id 450, '<x>' and '<y>'",)),
-    ({"added_tokens": [{"content": "<x>"}]}, ("damaged",)),
+    ({"added_tokens": [{"content": "<x>"}]}, ("'<x>' has the id None",)),
+    ({"added_tokens": [{"id": 450}]}, ("id 450 is None",)),
+    ({"added_tokens": [7]}, ("damaged",)),
     ({"post_processor": {"type": "BertProcessing", "cls": ["a", -7], "sep": ["b", 5]}}, ("the id -7",)),
     ({"post_processor": {"type": "BertProcessing", "cls": ["a"], "sep": ["b", 5]}}, ("damaged",)),
     ({"post_processor": {"type": "TemplateProcessing", "single": []}}, ("leaves the text out",)),
@@ -347,6 +349,19 @@ def test_ids_that_are_none_in_other_files(byte_level):
     put(byte_level, SETTINGS)
     put(byte_level, ADDED, **{"<|im_end|>": "7"})
     refused(checkpoints.load_tokenizer, byte_level, words=(f"{byte_level}/{ADDED}", "the id '7'"))
+
+
+@pytest.mark.parametrize(("data", "words"), [
+    ({"added_tokens_decoder": ["<x>"]}, ("added_tokens_decoder is of type list", "an object")),
+    ({"added_tokens_decoder": {"445": {"special": True}}}, ("id 445 is None",)),
+    ({"added_tokens_decoder": {"445": 7}}, ("id 445 is 7",)),
+    ({"added_tokens_decoder": {"445": END, "0445": entry("<y>")}}, ("id 445, '<|im_end|>' and '<y>'",)),
+    ({"eos_token": 7}, ("eos_token is 7; it must be a text",)), ({"bos_token": ["<s>"]}, ("bos_token is ['<s>']",)),
+    ({"eos_token": {"content": 7}}, ("eos_token is 7",)), ({"eos_token": True}, ("eos_token is True",))])
+def test_settings_of_another_kind_than_they_should_be(byte_level, data, words):
+    put(byte_level, SETTINGS, chat_template="{{ messages[0].content }}", **data)
+    for load in (checkpoints.load_tokenizer, load_chat):
+        refused(load, byte_level, words=(f"{byte_level}/{SETTINGS}: ", *words))
 
 
 def test_a_post_processor_without_an_end(byte_level):
