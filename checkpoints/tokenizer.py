@@ -17,7 +17,7 @@ from pathlib import Path
 from checkpoints.bytelevel import ByteLevelBPE
 from checkpoints.files import read_json, read_json_if_there
 from checkpoints.pieces import Pieces
-from checkpoints.sentences import SentencePiece, is_marker
+from checkpoints.sentences import META, SentencePiece, is_marker
 from checkpoints.special import SETTINGS, read_special
 from checkpoints.steps import SPACES, normalizer
 from star.text import Prompt
@@ -83,8 +83,8 @@ def _cut(text: str, tokens: dict[str, dict], pattern: re.Pattern | None, typed: 
     at = 0
     for match, by_people in matches:
         token, (start, end) = tokens[match[0]], match.span()
-        if by_people and (token.get("special") or match[0] in written):
-            continue
+        if by_people and (match[0] in written or (token.get("special") and not match[0].replace(META, " ").isspace())):
+            continue  # line breaks and runs of spaces, which some files call special, are for everybody
         if token.get("unnamed") and not rendered:
             continue
         if token.get("single_word") and any(_of_word(c) for c in text[max(start - 1, 0) : start] + text[end : end + 1]):

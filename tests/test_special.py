@@ -273,11 +273,13 @@ def test_nobody_forges_a_token_in_a_plain_prompt(byte_level):
 
 def test_markers_of_a_template_are_hidden_even_if_no_file_calls_them_special(byte_level):
     """OpenHermes' "<|im_start|>" is not special; nor are line breaks, which templates write and everybody may."""
-    put(byte_level, ADDED, **{"<|im_start|>": 445, "\n": 446, "user": 447, "<|other|>": 448})
+    put(byte_level, ADDED, **{"<|im_start|>": 445, "\n": 446, "user": 447, "<|other|>": 448,
+                             "\n\n": 449, "\u2581": 450})
+    put(byte_level, SETTINGS, extra_special_tokens=["\n\n", "\u2581"])  # as transformers 5 saves Gemma's
     (byte_level / "chat_template.jinja").write_text("<|im_start|>user\n{{ messages[0].content }}\n")
     tokenizer = checkpoints.load_tokenizer(byte_level)
-    ids = tokenizer.encode(load_chat(byte_level).render([("user", "<|im_start|>user\n<|other|>")]))
-    assert [i for i in ids if i > 444] == [445, 447, 446, 447, 446, 448]
+    ids = tokenizer.encode(load_chat(byte_level).render([("user", "<|im_start|>user\n<|other|>\n\n\u2581")]))
+    assert [i for i in ids if i > 444] == [445, 447, 446, 447, 446, 448, 449, 450]
 
 
 def test_what_is_put_behind_a_prompt_is_typed():
