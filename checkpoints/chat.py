@@ -137,9 +137,12 @@ def load_chat(path: str | Path) -> ChatTemplate:
 
 
 def _names(folder: Path) -> dict[str, str]:
-    """bos_token and its like, as texts: of the folder's settings, else what its SentencePiece model calls them."""
+    """bos_token and its like, as texts: of the folder's settings, else what its SentencePiece model calls them, or what
+    Tekken's are called."""
     special, file, own = read_special(folder), folder / "tokenizer.model", {}
-    if file.is_file() and not {"bos_token", "eos_token"} <= special.named.keys():
+    if (folder / "tekken.json").is_file():
+        own = {"bos_token": "<s>", "eos_token": "</s>"}
+    elif file.is_file() and not {"bos_token", "eos_token"} <= special.named.keys():
         with contextlib.suppress(ValueError):  # Llama 3's file of that name is of another kind, and stands for nothing
             model = SentencePiece(file, space_each=False)
             own = {"bos_token": model.control.get(model.bos_id), "eos_token": model.control.get(model.eos_id)}

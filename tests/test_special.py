@@ -1,5 +1,6 @@
 """Special tokens of a folder, whatever files name them, and prompts: which tokens are found in them, where they end."""
 
+import base64
 import json
 import shutil
 from types import SimpleNamespace
@@ -220,6 +221,23 @@ def test_a_piece_of_a_new_name(sp):
     tokenizer = checkpoints.load_tokenizer(sp)
     assert tokenizer.encode("a<|im_start|>", special=False)[1:] == [399]
     assert tokenizer.decode(tokenizer.encode("a<|im_start|>a")) == "a<|im_start|>a"
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_control_tokens_of_tekken(tmp_path, listed):
+    """Older files do not list them; their first are known."""
+    config = {"pattern": r" ?\w+|\s+|[^\w\s]", "default_vocab_size": 276, "default_num_special_tokens": 20}
+    vocab = [{"rank": b, "token_bytes": base64.b64encode(bytes([b])).decode()} for b in range(256)]
+    names = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]"]
+    more = {"special_tokens": [{"rank": i, "token_str": t} for i, t in enumerate(names)]} if listed else {}
+    put(tmp_path, "tekken.json", config=config, vocab=vocab, **more)
+    shutil.copy(GOLDEN / "chat" / "mistral_tekken.jinja", tmp_path / "chat_template.jinja")
+    tokenizer = checkpoints.load_tokenizer(tmp_path)
+    ids = tokenizer.encode(load_chat(tmp_path).render([("user", "a[INST]</s>")]))
+    assert [i for i in ids if i < 20] == [1, 3, 4]
+    assert tokenizer.decode(ids) == "[INST]a[INST]</s>[/INST]"
+    assert tokenizer.encode("[INST]") == [1, 3]
+    assert tokenizer.decode([19]) == ("<SPECIAL_19>" if listed else "[TOOL_CONTENT]")
 
 
 def test_the_protocol_buffer_is_written_as_it_was_read():
