@@ -25,6 +25,7 @@ BEYOND = ("use_dora", "modules_to_save", "lora_bias", "fan_in_fan_out", "layer_r
           "target_parameters", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "kasa_config",
           "velora_config", "monteclora_config", "megatron_config")  # settings of PEFT that change what is computed
 OUTSIDE = "{} adapts the embedding or the head ({}), which is not supported: only the linears of the blocks are"
+MOST = 1e30  # of an alpha
 NEW_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations that change the base's weights
 
 
@@ -228,10 +229,15 @@ def _read_config(folder: Path) -> dict:
                          "convert it to plain LoRA with PEFT")
     if type(config.get("r")) is not int or type(config.get("lora_alpha")) not in (int, float) or config["r"] < 1:
         raise ValueError(f"{folder}/adapter_config.json lacks a number 'r' or 'lora_alpha'")
+    if not abs(config["lora_alpha"]) < MOST:
+        raise ValueError(f"{folder}/adapter_config.json has lora_alpha: {str(config['lora_alpha'])[:20]}; it must be a "
+                         "number that float32 holds")
     for pattern, kinds in (("rank_pattern", (int,)), ("alpha_pattern", (int, float))):
+        if not isinstance(config.get(pattern) or {}, dict):
+            raise ValueError(f"{folder}/adapter_config.json: {pattern} is {config[pattern]!r}; it must be an object")
         for key, value in (config.get(pattern) or {}).items():
-            where = f"{folder}/adapter_config.json: {pattern} has {key!r}: {value!r}"
-            if type(value) not in kinds or value <= 0:
+            where = f"{folder}/adapter_config.json: {pattern} has {key!r}: {repr(value)[:20]}"
+            if type(value) not in kinds or not 0 < value < MOST:
                 raise ValueError(f"{where}; it must be a positive number")
             try:
                 re.compile(key)
