@@ -553,7 +553,7 @@ def test_parquet_without_its_package(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("name", "value", "flags", "words"), [
     ("a.csv", "What is 1+1?,2\nWhat is 2+2?,4\n", {}, ["a.csv, line 2 has no field 'answer'", "'What is 1+1?', '2'",
-                                                      "the first line of the file must name its columns"]),
+                                                      "the first line, which names the columns"]),
     ("a.csv", "question,answer\n1+1?,2\n2,000+1?,2001\n", {}, ["a.csv, line 3 has 3 cells", "2 columns", "quotes"]),
     ("a.csv", "question;answer;note, if any\n1;2\n", {}, ["a.csv, line 2 has 2 cells", "names 3 columns"]),
     ("a.csv", "question,answer\n1+1?\n", {}, ["a.csv, line 2 has 1 cells", "names 2 columns"]),

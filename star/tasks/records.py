@@ -32,8 +32,8 @@ def field(record: Record, name: str, advice: str) -> Any:
     except KeyError:
         there = [repr(p) for p in paths(value)] if isinstance(value, dict) and value else [shown(value)]
         listed = ", ".join(there[:12]) + ", ..." * (len(there) > 12)
-        table = " (the first line of the file must name its columns)" * isinstance(value, Row)
-        raise ValueError(f"{where} has no field {name!r} (there is {listed[:400]}){table}: {advice}") from None
+        has = "the first line, which names the columns, has" if isinstance(value, Row) else "there is"
+        raise ValueError(f"{where} has no field {name!r} ({has} {listed[:400]}): {advice}") from None
 
 
 def one(value: Any) -> Any:
