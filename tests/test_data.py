@@ -490,6 +490,13 @@ def test_a_list_inside(tmp_path):
     assert len(task.train) == 4
     task = ask(tmp_path, "all.json", whole, records="data.train", heldout=write(tmp_path / "h.jsonl", ROWS[4:]))
     assert [p.id for p in task.heldout] == ["h-1", "h-2"]  # a file without such a list is read as it is
+    asked_twice = {"a": [{"question": f"{i}?", "c": ["x", "y"], "answer": "A"} for i in range(3)],
+                   "b": [{"question": f"h{i}?", "c": ["x", "y"], "answer": "B"} for i in range(3)]}
+    task = ask(tmp_path, "two.json", asked_twice, records="a", heldout_records="b", fields="choices=c")
+    assert ([p.answer for p in task.train], [p.answer for p in task.heldout]) == (list("aaa"), list("bbb"))
+    asked_twice["b"][1]["answer"] = "C"
+    refused(lambda: ask(tmp_path, "two.json", asked_twice, records="a", heldout_records="b", fields="choices=c"),
+            words=("two.json, b, entry 2: the answer 'C'",))
     shots = write(tmp_path / "shots.json", {"examples": [{"question": "2?", "rationale": "2 is 2.", "answer": 2}]})
     task = load_task("jsonl", data=tmp_path / "all.json", records="data.train", few_shot=shots)
     assert task.prefix == "Q: 2?\nA: 2 is 2. The answer is 2.\n\n"  # and so is one of examples
@@ -595,6 +602,7 @@ def test_parquet_without_its_package(tmp_path, monkeypatch):
      ["is no arithmetic expression"]),
     ("a.jsonl", '{"question": "1?", "answer": 1, "n": [1, "x"]}', {"fields": "numbers=n"}, ["field 'n' is [1, \"x\"]",
                                                                                        "a list of numbers"]),
+    ("a.jsonl", '{"question": "1?", "answer": 1, "n": [1, "1+1"]}', {"fields": "numbers=n"}, ["a list of numbers"]),
     ("a.jsonl", '{"question": "1?", "answer": 1, "n": []}', {"fields": "numbers=n"}, ["a list of numbers"]),
     ("a.jsonl", '{"question": "1?", "answer": 1, "n": [[1, 2]]}', {"fields": "numbers=n"}, ["a list of numbers"]),
     ("a.jsonl", '{"question": "1?", "answer": "B", "c": "red or blue"}', {"fields": "choices=c"},

@@ -197,11 +197,15 @@ def right_ones(rows: Sequence[tuple[str, Listed, Any]], usual: str | None = None
 
     usual: the way to take if it fits. ValueError for the first answer that names none, or may name two.
     """
-    open_ = [(where, choices, given, ways(choices, given)) for where, choices, given in rows if choices.right is None]
-    fitting = [way for way in WAYS if all(way in found for *_, found in open_)]
-    way = usual if usual in fitting else fitting[0] if fitting and open_ else None
-    named = {}
-    for where, choices, given, found in open_:
+    read = [None if choices.right is not None else ways(choices, given) for _, choices, given in rows]
+    asked = [found for found in read if found is not None]
+    fitting = [way for way in WAYS if asked and all(way in found for found in asked)]
+    way = usual if usual in fitting else fitting[0] if fitting else None
+    chosen = []
+    for (where, choices, given), found in zip(rows, read, strict=True):
+        if found is None:
+            chosen.append(choices.right)
+            continue
         both = {"label", "text"} <= (found.keys() if way is None else set(fitting))
         if both and not choices.labels and found["label"] != found["text"]:
             raise ValueError(f"{where}: the answer {given!r} is one choice's letter and another's text: write the "
@@ -211,8 +215,8 @@ def right_ones(rows: Sequence[tuple[str, Listed, Any]], usual: str | None = None
             known = ", ".join(choices.labels or LETTERS[: len(choices.texts)])
             raise ValueError(f"{where}: the answer {str(given)[:40]!r} is neither a label ({known}) nor the text of "
                              "one choice, nor a number that counts them from 0 (or, in all of the file, from 1)")
-        named[where] = hits[0]
-    return [named[where] if c.right is None else c.right for where, c, _ in rows], way
+        chosen.append(hits[0])
+    return chosen, way
 
 
 def keeps_order(problem: Problem) -> bool:

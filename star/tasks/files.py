@@ -220,7 +220,8 @@ def _listed(path: Path, data: Any, inside: str, wanted: bool) -> list[Record]:
     if rows is None:
         raise ValueError(f"{path}{at} holds {len(list(_lists(data)))} lists; it must be a list of objects, or an "
                          f"object with one list: {_where_lists_are(whole)}")
-    return [(f"{path}, entry {number}", record) for number, record in enumerate(rows, 1)]
+    place = f"{path}, {inside}" if inside else path
+    return [(f"{place}, entry {number}", record) for number, record in enumerate(rows, 1)]
 
 
 def _rows(data: dict[str, Any]) -> list | None:
