@@ -458,6 +458,8 @@ def test_every_kind_of_file_holds_the_same(tmp_path, name):
 def test_objects_named_by_their_ids_may_differ(tmp_path):
     rows = {"1": {"question": "a?", "answer": 1, "choices": None}, "2": {"question": "b?", "answer": 2, "unit": "m"}}
     assert asked(ask(tmp_path, "a.json", rows)) == [("a?", "1"), ("b?", "2")]
+    deep = {f"e{i}": {"test": {"q": f"{i}?", "a": "x"}, "steps": {"s": ["1", "2"]}} for i in range(3)}
+    assert asked(ask(tmp_path, "a.json", deep, fields="question=test.q,answer=test.a"))[2] == ("2?", "x")
     parts = {"train": {"rows": [{"q": 1}]}, "test": {"rows": [{"q": 2}]}}
     refused(files.read_records, write(tmp_path / "a.json", parts), words=("holds 2 lists", "(train.rows, test.rows)"))
 

@@ -51,6 +51,7 @@ def test_a_letter_that_is_right_too_often_is_told():
     assert notes("b" * 60 + "abcd" * 10)[0].startswith("(b) is right in 70 of 100")
     assert notes("abcd" * 25) == notes("a" * 29 + "bcd" * 24) == notes("aab") == notes("") == []
     assert notes("a" * 60 + "b" * 40, 2) == []  # nor is this more than luck
+    assert notes("a" * 2800 + "bcd" * 2400) == []  # more than luck, but not by a quarter
     assert notes("a" * 80 + "b" * 20, 2)
 
 

@@ -110,6 +110,7 @@ def test_text_of_fields():
     assert records.text(record, "none+a+blank", "") == "Ann has 3 pens"  # of several, some may be empty
     assert records.text(record, "a+b", "") == "it"  # a field of that name goes first
     assert records.text(record, "nums", "", "all") == "44, 1.5, x"
+    assert records.text(("f", {"facts": ["A is b.", "Is it?"]}), "facts", "", "all") == "A is b. Is it?"
     assert records.text(record, "one", "", "one") == records.text(record, "one", "", "all") == "so"
     assert records.fill(record, "{{{i}}} of {nums}: {one}?", "") == "{7} of 44, 1.5, x: so?"
     for names, lists, words in (("none+blank", "", ["'none+blank' are all empty"]),

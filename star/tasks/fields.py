@@ -137,7 +137,7 @@ def parse_problem(record: Record, names: Fields, grade: str, name: str, listed: 
     if listed and listed.before and names.choices == names.question and not names.template:
         question = listed.before
     elif names.template:
-        question = records.fill(record, names.template, names.advice.format(part="question")).strip()
+        question = records.fill(record, names.template, "--template must name fields that each record has").strip()
     else:
         question = names.text(record, "question")
     group = names.text(record, "group") if names.group is not None else ""

@@ -230,15 +230,14 @@ def _rows(data: dict[str, Any]) -> list | None:
     {"id-1": {"q": 1}, "id-2": {"q": 2}}   {"q": [1, 2], "a": [3, 4]}   {"name": "sums", "data": {"train": [{"q": 1}]}}
     """
     values = list(data.values())
-    if len(values) > 1 and all(isinstance(v, dict) and v for v in values):
-        same = all(v.keys() == values[0].keys() for v in values)
-        if same and all(name.isdecimal() for name in values[0]):  # columns, as pandas writes them: {"q": {"0": 1}}
-            return [{name: column[row] for name, column in data.items()} for row in values[0]]
-        common = set(values[0]).intersection(*values)
-        if any(not isinstance(values[0][name], list | dict) for name in common):
-            return values
     lists = [v for _, v in _lists(data)]
     of_objects = [v for v in lists if v and all(isinstance(one, dict) for one in v)]
+    if len(values) > 1 and all(isinstance(v, dict) for v in values):
+        common = set(values[0]).intersection(*values)
+        if common and all(len(v) == len(common) for v in values) and all(map(str.isdecimal, common)):
+            return [{name: column[row] for name, column in data.items()} for row in values[0]]  # columns, of pandas
+        if common and (not of_objects or any(not isinstance(values[0][name], list | dict) for name in common)):
+            return values
     if len(of_objects) == 1 or len(lists) == 1:
         return (of_objects or lists)[0]
     lengths = {len(v) if isinstance(v, list) else 0 for v in values}

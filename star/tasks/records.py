@@ -81,9 +81,11 @@ def _no_text(name: str, value: Any) -> str:
 
 
 def _all_spelled(values: list) -> str | None:
-    """A list read out, "44, 19, 35"; None where one of them is no text, or there is none."""
+    """A list read out, "44, 19, 35", or sentences; None where one of them is no text, or there is none."""
     every = [spelled(v) for v in values]
-    return None if None in every or not every else ", ".join(every)
+    if None in every or not every:
+        return None
+    return " ".join(every) if all(map(SENTENCE.search, every)) else ", ".join(every)
 
 
 def spelled(value: Any) -> str | None:
