@@ -159,6 +159,10 @@ def test_countdown(tmp_path):
     assert task.notes == ["the hint is the target, which the question says too: --fields answer=... may name solved "
                           "expressions instead"]
     refused(task.answers_only, words=("3 problems have a target", "countdown-1", "--fields answer="))
+    solved = [r | {"how": how} for r, how in zip(COUNTDOWN, ("The answer is 44 + 19 + 35", "No idea.", "56 / 2"),
+                                                 strict=True)]
+    gold = ask(tmp_path, "countdown.jsonl", solved, template=ASKED, fields="answer=target,numbers=nums,rationale=how")
+    assert [gold.gold(p) for p in problems(gold)] == [" The answer is 44 + 19 + 35", None, None]  # of those that arrive
     same = ask(tmp_path, "countdown.jsonl", COUNTDOWN, shots=[shot],
                fields="question=nums+target,answer=target,numbers=nums")
     assert asked(same)[0] == ("44, 19, 35. 98", "98")
