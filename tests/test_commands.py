@@ -119,7 +119,7 @@ def test_check_shows_examples_and_how_answers_are_compared(capsys):
     argv = ["--task", "jsonl", "--model", "words", "--data", "sums.jsonl", "--few-shot", "shots.jsonl"]
     assert train.main([*argv, "--check", "--max-new-tokens", "30"]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"^task    jsonl: 36 training problems, 4 held out; answers are compared as numbers$", out, re.M)
+    assert re.search(r"^task    jsonl: 34 training problems, 6 held out; answers are compared as numbers$", out, re.M)
     assert "ends    a rationale ends at '\\nQ:', or after 30 tokens\n" in out
     example = "        Q: 1+50{}\n        A: 50 and 1 are 51. The answer is 51.\n        \n"
     shown = out.partition("\nprompt  sums-1: ")[2].partition("\n")[2].split("hinted  the same problem\n")

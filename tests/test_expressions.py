@@ -87,7 +87,9 @@ def test_expressions_of_any_form_have_their_value():
 @pytest.mark.parametrize(("text", "found"), [
     ("The answer is (44 - 19) * 35 = 875.", "(44-19)*35"), ("<answer>(93-43)+1</answer>", "(93-43)+1"),
     ("#### 3 x 8", "3*8"),
-    ("Thus \\boxed{(1 + 2) \\cdot 8}", "(1+2)*8"), ("So 6 * 4 = 24.", "6*4"), ("First 6 + 1.\n6 * 4 = 24", "6*4"),
+    ("Thus \\boxed{(1 + 2) \\cdot 8}", "(1+2)*8"), ("So 6 * 4 = 24.", "6*4"),
+    ("The answer is **(1 + 2) * 8**.", "(1+2)*8"), ("**The answer is 3 * 8**", "3*8"), ("The answer is `3*8`", "3*8"),
+    ("First 6 + 1.\n6 * 4 = 24", "6*4"),
     ("The answer is 24 dollars.", "24"), ("The answer is 3 * 8. Wait, that is wrong.", None),
     ("It is 3 * 8 I think.", None),
     ("The answer is 3 * 8 or 4 * 6.", None), ("The answer is unknown.", None), ("", None), ("24", None),
