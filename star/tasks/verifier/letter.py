@@ -14,11 +14,11 @@ from star.tasks.verifier.statement import (
     HEDGES,
     MOST_STATED,
     NO_CONCLUSION,
-    OPEN,
     PARTS,
     RATHER,
     REASON,
     TALKED_ABOUT,
+    TENTATIVE,
     arrive,
     without_reason,
 )
@@ -32,14 +32,14 @@ SINGLED_OUT = phrases("so, therefore, thus, hence, only, leaves, leaving, left w
 CHOSEN = phrases("chose, chosen, chooses, picked, picks, selected, answered")  # by somebody
 # After "(b)" stands the text of a choice, where "not" and "or" do no harm: "(b) not working".
 BEGINS = re.compile(rf"[(\[]?[A-Za-z][)\].:](?!\s*{TALKED_ABOUT.pattern})")
-TENTATIVE = phrases(OPEN)
 LISTED = re.compile(r"^[ \t*#(\[-]*[A-Za-z][)\].:]", re.M)  # a line of choices
 
 
 @lru_cache(maxsize=8)  # a verdict asks about the same text twice, to extract and to compare: it is read once
 def letter(text: str, letters: str) -> str | None:
     """The one letter of `letters` (lower case) that a text arrives at: "b" for "The answer is (B) park."."""
-    return arrive(text, lambda stated: one_letter(stated, letters), lambda *last: _last_letter(*last, letters))
+    return arrive(text, lambda stated: one_letter(stated, letters),
+                  lambda *last: _last_letter(*last, letters), "choice")
 
 
 def one_letter(statement: str, letters: str) -> str | None:

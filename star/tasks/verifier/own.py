@@ -35,7 +35,9 @@ CUTS = (("\n", NEXT_QUESTION), (":", re.compile(r"\sQ:", re.I)), ("<", NEXT_TURN
 # Chatter after the answer, which would be taken for the last sentence.
 FAREWELL = phrases("""I hope, hope this, hope that, hope it, let me know, feel free, is there anything, please let,
     if you have any, you have any, good luck""", before=r"\s", after=r"[^.!?]*[.!?]?\s*$")
-NOTES = re.compile(r"<<[^<>\n]{0,200}>>|[\u200b-\u200d\u2060\ufeff]")  # <<48/2=24>> of GSM8K, and what has no width
+# <<48/2=24>> of GSM8K, what has no width, and pictures
+SIGNS_OFF = ("ope ", "et me know", "eel free", "here any", "lease let", "ave any", "ood luck")  # one of them is in it
+NOTES = re.compile("<<[^<>\\n]{0,200}>>|[\u00ad\u200b-\u200f\u2060\ufe0f\ufeff✅✓✔🌀-🫿]")
 
 
 def own(text: str) -> str:
@@ -45,37 +47,68 @@ def own(text: str) -> str:
         cut = pattern.search(text) if sign in text else None
         text = text[: cut.start()].rstrip() if cut else text
     for _ in range(3):  # "I hope this helps! Let me know if ..."
-        farewell = FAREWELL.search(text, max(0, len(text) - 200))
-        if farewell is None or not text[: farewell.start()].strip():
+        tail = text[-200:]
+        farewell = any(sign in tail for sign in SIGNS_OFF) and FAREWELL.search(text, max(0, len(text) - 200))
+        if not farewell or not text[: farewell.start()].strip():
             break
         text = text[: farewell.start()].rstrip()
     return NOTES.sub("", text) if "<<" in text or not text.isascii() else text
 
 
+SPACES = "[\u00a0\u2007\u2009\u200a\u202f]"
 SIGNS = str.maketrans({  # what else they are written like
-    "½": " 1/2", "¼": " 1/4", "¾": " 3/4", "⅓": " 1/3", "⅔": " 2/3", "⅕": " 1/5", "⅛": " 1/8", "⅜": " 3/8",
-    "²": "^2", "³": "^3", "×": " x ", "°": " degrees ", "\u00a0": " ", "\u2009": " ", "\u202f": " ",
-    **dict.fromkeys("€£¥₹", "")})
-MINUS = re.compile(r"[−‒–—](?=\s?[0-9.])")
-LATEX_SIGNS = re.compile(r"[\\~{]|\)/\(")  # without one of them none of these matches
+    "½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅖": "2/5", "⅗": "3/5",
+    "⅘": "4/5", "⅙": "1/6", "⅚": "5/6", "⅛": "1/8", "⅜": "3/8", "⅝": "5/8", "⅞": "7/8", "⁄": "/", "∕": "/",
+    "×": "*", "·": "*", "⋅": "*", "∗": "*", "¢": " cents", "º": "°", "˚": "°", "′": "'", "″": '"', "…": "...",
+    **dict.fromkeys("−﹣‐‑➖", "-"), **dict.fromkeys("€£¥₹₩₽₪₱₫฿₦₴₺", "$"), "¤": "?",
+    **{chr(c): chr(c - 0xFEE0) for c in range(0xFF01, 0xFF5F)}})  # of full width
+HALVES = "[½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞]"
+UNLIKE_ASCII = [(re.compile(pattern), new) for pattern, new in (
+    (rf"(?<=[0-9]){SPACES}(?=[0-9]{{3}}(?![0-9/]))", ","),  # 70 000
+    (rf"(?<=[0-9])(?={HALVES})|(?<={HALVES})(?=[0-9])", " "),  # 1½ is 1 1/2
+    (r"[‒–](?=\s?(?:[^\w\s]{0,4}|[A-Z]{2,3}\$?\s?|Rs\.?\s?)[0-9.\\])", "-"))]
+RAISED = re.compile("[⁺⁻]?[⁰¹²³⁴-⁹]+")
+LOWER = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
+WRAPPED = (r"\\(?:text(?:bf|rm|it|normal)?|math(?:bf|rm|it|sf)|(?:bold|f)?mbox|boldsymbol|operatorname)"
+           r"\s*\{([^{}]*)\}")
+LATEX_SIGNS = re.compile(r"[\\~{]")  # without one of them none of these matches
+FRACTION = re.compile(r"\\(?:[dtcs]|nice)?frac\s*(?:\{([^{}]*)\}|([0-9]))\s*(?:\{([^{}]*)\}|([0-9]))")
+DIGITS = re.compile(r"[*_`$]*[.,]?[0-9]")
 LATEX = [(re.compile(pattern), new) for pattern, new in (
-    (r"\\[dtc]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r" (\1)/(\2)"), (r"\\[dtc]?frac\s*([0-9])\s*([0-9])", r" \1/\2"),
-    (r"\s?\^\s*\{?\s*\\circ\s*\}?", " degrees"), (r"\\[,!;:]", ""),
-    *[(r"\\(?:text(?:bf|rm|it)?|math(?:bf|rm|it)|mbox|operatorname)\s*\{([^{}]*)\}", r" \1 ")] * 2,  # nested ones
-    (r"\\(?:left|right|displaystyle|q?quad|therefore|implies|Rightarrow)(?![A-Za-z])|\\[()\[\] \\]", " "),
-    (r"\\(?:times|cdot)(?![A-Za-z])", " x "), (r"~(?=\\)|(?<=[0-9}])~(?=[\sA-Za-z\\])", " "),
-    (r"\\([%$])", r"\1"), (r"\{,\}", ","), (r"\(([0-9]+)\)/\(([0-9]+)\)", r"\1/\2"))]
-MARKDOWN = re.compile(r"(?<=\S)[*_`]++(?![0-9A-Za-z])|(?<![0-9A-Za-z*_`])[*_`]++(?=\S)")  # not in 3*4, 3 * 4 and x_1
+    (r"\{,\}|,\\!|(?<=[0-9])(?:\\[,;: ]|~)(?=[0-9]{3}(?![0-9]))", ","),
+    (r"\\!", ""), (r"(?<!\\)\\[,;: ()\[\]]|~(?=\\[A-Za-z])|(?<=[0-9}])~(?=[\sA-Za-z\\])", " "),
+    *[(WRAPPED, r" \1 ")] * 2,  # nested ones
+    (r"\s?\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree", "°"),
+    (r"\\(?:left|right|displaystyle|q?quad|therefore|implies|Rightarrow|(?:begin|end)\s?\{[a-z*]+\})(?![A-Za-z])", " "),
+    (r"\\(?:times|cdot|ast)(?![A-Za-z])", "*"), (r"\\over(?![A-Za-z])", "/"), (r"\\([%$#&])", r"\1"), (r"&=", "="))]
+MARKDOWN = re.compile(r"(?<=\S)[*_`]++(?![0-9A-Za-z])|(?<![0-9A-Za-z*_`)])[*_`]++(?=\S)")  # not in 3*4, 3 * 4, x_1
 
 
-def plain(text: str) -> str:
-    """A statement without markdown, LaTeX and currency signs: "**\\$1\\frac{1}{2}**" is "1 1/2"."""
+def plain(text: str, money: str = "") -> str:
+    """A statement without markdown, LaTeX and currency signs: "**\\$1\\frac{1}{2}**" is "1 1/2".
+
+    money: what stands in the place of a currency sign (a $ may as well be a sign of LaTeX).
+    """
     if not text.isascii():
-        text = MINUS.sub("-", text.translate(SIGNS))
+        for pattern, new in UNLIKE_ASCII:
+            text = pattern.sub(new, text)
+        text = RAISED.sub(lambda run: "^" + run[0].translate(LOWER), text).translate(SIGNS)
     text = " ".join(text.split())
     if LATEX_SIGNS.search(text):
+        text = FRACTION.sub(_fraction, text)
         for pattern, new in LATEX:
             text = pattern.sub(new, text)
     if "*" in text or "_" in text or "`" in text:
         text = MARKDOWN.sub("", text)
-    return " ".join(text.replace("$", "").split())
+    return " ".join(text.replace("$", money).split())
+
+
+def _fraction(match: re.Match) -> str:
+    r"""Of \frac{-1}{2} the "-1/2", apart from numbers beside it; of \frac{x}{2} what it is."""
+    above, below = (match[1] or match[2] or "").strip(), (match[3] or match[4] or "").strip()
+    if not re.fullmatch(r"-?[0-9.,]+ -?[0-9.,]+", f"{above} {below}"):
+        return match[0]
+    sign = "-" * ((above + below).count("-") % 2)
+    before = match.string[max(0, match.start() - 1) : match.start()]
+    value = f"{sign}{above.strip('-')}/{below.strip('-')}" + " " * bool(DIGITS.match(match.string, match.end()))
+    return f"(-{value[1:]})" if sign and before == "-" else " " * (before.isdigit() or before == "$") + value

@@ -4,10 +4,11 @@ Synonyms and spelling mistakes it does not know. Of "yes, the coin is heads up" 
 """
 
 import re
+import unicodedata
 from functools import lru_cache
 
-from star.tasks.verifier.own import own, plain
-from star.tasks.verifier.statement import MOST_STATED, REFUSED, arrive, retracted, statements, without_reason
+from star.tasks.verifier.own import plain
+from star.tasks.verifier.statement import MOST_STATED, REFUSED, arrive, concluded, retracted, statements, without_reason
 
 OPPOSITE = {"yes": "no", "no": "yes", "true": "false", "false": "true"}
 CLEAR = re.compile(r"(yes|no|true|false)\s*[,;:—-]\s*(.*)")
@@ -18,12 +19,12 @@ RATHER_WORDS = re.compile(r",\s*(?:and\s+)?not\s.*|,?\s+(?:rather\s+than|instead
 @lru_cache(maxsize=8)  # a verdict asks about the same text twice, to extract and to compare: it is read once
 def phrase(text: str) -> str | None:
     """The words that a text arrives at, normalised (`normal`); a bare text of one line counts as such."""
-    return arrive(text, one_phrase, lambda *_: None) or _bare_phrase(own(text))
+    return arrive(text, one_phrase, lambda *_: None, "text") or _bare_phrase(concluded(text))
 
 
 def normal(text: str) -> str:
     """A phrase as it is compared: lower case, no outer quotes, punctuation and article, one space between words."""
-    text = plain(text).casefold().replace("’", "'").strip(" .,:;!\"'“”‘’()[]")
+    text = plain(unicodedata.normalize("NFC", text)).casefold().replace("’", "'").strip(" .,:;!\"'“”‘’()[]")
     return re.sub(r"^(?:the|an?)\s+(?=\S)", "", text)
 
 
@@ -37,7 +38,7 @@ def one_phrase(statement: str) -> str | None:
     if clear:
         disagrees = re.search(rf"\b(?:{OPPOSITE[clear[1]]}|but|however|or|maybe)\b", clear[2])
         return None if disagrees else clear[1]
-    return text or None
+    return None if ";" in text else text or None  # "A; B" is two
 
 
 def _bare_phrase(text: str) -> str | None:
@@ -45,4 +46,4 @@ def _bare_phrase(text: str) -> str | None:
     text = plain(text) if len(text) < MOST_STATED and "\n" not in text.strip() else ""
     if BARE_CLEAR.match(text):
         return None if retracted(text, 4) or REFUSED.search(text) else one_phrase(text)
-    return one_phrase(text) if 0 < len(text.split()) <= 4 and not statements(text) else None
+    return one_phrase(text) if 0 < len(text.split()) <= 4 and not statements(text, "text") else None
