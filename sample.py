@@ -38,7 +38,7 @@ from star.run.sample_flags import read_args
 from star.sampler import Sampler
 from star.tasks import Task, ask, load_task
 from star.tasks.records import named
-from star.text import TextStream
+from star.text import Prompt, TextStream
 
 JUDGED = ("generators", "reward", "reward_by", "reward_weights", "reward_format")  # flags of --best-of
 
@@ -301,9 +301,11 @@ def responder(args) -> tuple[str, Callable[[str], None]]:
 
 def go_on(writer: Writer, text: str, max_new: int) -> None:
     """Any text and what follows it."""
-    chat = writer.tokenizer.chat
+    tokenizer, chat = writer.tokenizer, writer.tokenizer.chat
+    if marks := tokenizer.special_in(text):
+        print(paint("dim", f"note: {', '.join(marks)} stands there as text: --chat writes the model's own tokens"))
     print(paint("dim", text), end="\n" if chat else "", flush=True)
-    writer.write(writer.tokenizer.encode(chat.render([("user", text)]) if chat else text), max_new, show=True)
+    writer.write(tokenizer.encode(chat.render([("user", text)]) if chat else Prompt(text)), max_new, show=True)
     print()
 
 

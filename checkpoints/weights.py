@@ -217,9 +217,11 @@ def clear(folder: Path) -> None:
 
 def copy_companions(source: Path, folder: Path) -> None:
     """The tokenizer's files and what else stands beside a model."""
-    for file in source.iterdir():
-        if file.name.startswith(COMPANIONS) and file.is_file():
-            write_atomically(folder / file.name, file.read_bytes())
+    beside = [file for file in source.iterdir() if file.name.startswith(COMPANIONS)]
+    for file in [*beside, *source.glob("additional_chat_templates/*.jinja")]:
+        if file.is_file():
+            (folder / file.relative_to(source)).parent.mkdir(exist_ok=True)
+            write_atomically(folder / file.relative_to(source), file.read_bytes())
 
 
 def _exported_config(model: Decoder) -> bytes:

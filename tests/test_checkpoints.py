@@ -238,6 +238,15 @@ def test_an_export_takes_the_tokenizer_along_and_leaves_no_old_shards(tmp_path, 
         checkpoints.export_merged(checkpoints.load_model(folder), folder)
 
 
+def test_an_export_takes_all_chat_templates_along(llama, tmp_path):
+    (llama / "additional_chat_templates").mkdir()
+    for name in ("chat_template.jinja", "additional_chat_templates/tool_use.jinja"):
+        (llama / name).write_text(name)
+    checkpoints.export_merged(checkpoints.load_model(llama), tmp_path / "out")
+    for name in ("chat_template.jinja", "additional_chat_templates/tool_use.jinja"):
+        assert (tmp_path / "out" / name).read_text() == name
+
+
 def test_an_export_keeps_the_configs_own_words(llama, tmp_path):
     edit(llama / "config.json", somebodys_key=[1, None])
     text = (llama / "config.json").read_bytes().replace(b" ", b"  ")

@@ -7,6 +7,7 @@
                            is a judge
     adapters/iter-003/     what the model had learned by then, in PEFT's layout
     curves.png             held-out accuracy over iterations
+    report.html            the run to look at: where rationales were lost, and each problem's journey
     state.json             where to go on; written last, atomically
 
 It writes what star/loop yields, and reads it back: `Run.open` is the one reader of config.json. It decides nothing and
