@@ -212,7 +212,8 @@ def test_a_chat_model_asked_without_its_template_is_told_of(capsys):
         assert ("note    the model has a chat template, and is asked without it" in capsys.readouterr().out) is there
         assert sample.main(["--model", "m", "12+34\n", "--max-new-tokens", "3"]) == 0
         assert ("note: this model has a chat template" in capsys.readouterr().out) is there
-    Path("m/added_tokens.json").write_text('{"<|end|>": 19}')
+    Path("m/tokenizer_config.json").write_text(
+        '{"added_tokens_decoder": {"19": {"content": "<|end|>", "special": true}}}')
     assert sample.main(["--model", "m", "1<|end|>", "--max-new-tokens", "1"]) == 0
     assert "note: <|end|> stands there as text" in capsys.readouterr().out
     assert train.main(["--model", "m", "--check", "--chat"]) == 0
