@@ -21,6 +21,7 @@ from star.run.flags import command, interrupted, read_flags
 from star.run.folder import Run, facts
 from star.run.plan import build, check, make_plan, opening
 from star.run.progress import Progress, summary
+from star.run.report import Report
 from star.sampler import Sampler
 from star.select import choose_heldout, choose_problems, set_aside
 from star.tasks import Task
@@ -101,6 +102,7 @@ def main(argv: list[str]) -> None:
                 raise
             raise KeyboardInterrupt(f"in {run.where}; go on with --resume {run.folder}") from None
     print("\n" + "\n".join(summary(run, flags.price_per_hour)))
+    print(f"report  {Report(run, plan.task, plan.tokenizer).write()}")
 
 
 if __name__ == "__main__":

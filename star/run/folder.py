@@ -96,6 +96,7 @@ class Run:
         write_json(folder / "config.json", {"settings": asdict(config), "options": options, "learns": learns,
                                              "inputs": inputs(config, options), **facts})
         run = cls(folder, config, options)
+        run.learns = learns
         run._write_state(-1, None, False)
         return run
 
