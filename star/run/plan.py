@@ -66,8 +66,8 @@ def make_plan(config: StarConfig, options: dict, of: Callable[[Task], Task] = la
     suits(task, config, trains)
     max_new = config.max_new_tokens or task.max_new_tokens
     lengths, too_long = measure_prompts(task, tokenizer, max_new, model.config.max_pos)
-    notes = list(task.notes)
-    if not config.chat and has_chat(folder):
+    notes, marks = list(task.notes), markers(task, tokenizer)
+    if not config.chat and has_chat(folder) and not marks:
         notes.append("the model has a chat template, and is asked without it here: --chat asks as it was trained")
     if too_long:
         task = copy(task)
@@ -80,7 +80,7 @@ def make_plan(config: StarConfig, options: dict, of: Callable[[Task], Task] = la
     others = plan_others(config, task, tokenizer, model, max_new, device)
     work = Work.of(config, len(task.train), len(task.heldout), generates, others.pool.answers_a_problem(config))
     needs = replace(memory(model, config, lengths, max_new, max(work.sampled), device), others=others.bytes)
-    notes += [*tokenizer.notes, *markers(task, tokenizer), *others.notes]
+    notes += [*tokenizer.notes, *marks, *others.notes]
     return Plan(config, device, model, tokenizer, task, max_new, lengths, work, needs, notes, others)
 
 
