@@ -124,7 +124,7 @@ class Asker:
     def answer(self, question: str) -> None:
         """Reason aloud and say whether the answer is right."""
         problem = self.problem(question)
-        print(self.task.question(problem).rstrip("\n"))
+        print(prompts.render(self.task, problem, self.writer.tokenizer.chat, few_shot=False).rstrip("\n"))
         g = self.rationale(problem, "generate", show=True)
         if not problem.answer:
             print(f"\n-> {g.answer if g.answer is not None else VERDICTS['unparsed']}")
@@ -169,7 +169,8 @@ class Asker:
             print(f"{paint('bold', phase)}{shown}\n{indent(prompt)}\n{paint('bold', '  the model writes')}\n"
                   f"{indent(g.text)}")
             print(paint("green" if g.kept else "red", f"  -> {g.verdict}: {VERDICTS[g.verdict]}")
-                  + (", though a step is wrong" if g.steps_right is False else "") + "\n")
+                  + (", though a step is wrong" if g.steps_right is False else "")
+                  + ("" if g.kept else f"; it says {g.answer}, right is {problem.answer}") + "\n")
             if g.kept:
                 tokenizer, few_shot = self.writer.tokenizer, self.config.few_shot_train
                 show_example(prompts.example(self.task, problem, tokenizer, g.tokens, few_shot), tokenizer)
@@ -287,7 +288,9 @@ def responder(args) -> tuple[str, Callable[[str], None]]:
     """(which model it is, what is done with a text)."""
     if args.model and not args.task and not args.best_of:
         writer = Writer(StarConfig(model=str(args.model), chat=args.chat), None, args)
-        if not args.chat and has_chat(args.model):
+        if (args.model / "prompt.txt").is_file():
+            print(paint("dim", f"note: {args.model / 'prompt.txt'} says how this model was asked"))
+        elif not args.chat and has_chat(args.model):
             print(paint("dim", "note: this model has a chat template, and is asked without it here: --chat"))
         return str(args.model), lambda text: go_on(writer, text, args.max_new_tokens or 200)
     model, which = asker(args)
@@ -305,7 +308,11 @@ def go_on(writer: Writer, text: str, max_new: int) -> None:
     if marks := tokenizer.special_in(text):
         print(paint("dim", f"note: {', '.join(marks)} stands there as text: --chat writes the model's own tokens"))
     print(paint("dim", text), end="\n" if chat else "", flush=True)
-    writer.write(tokenizer.encode(chat.render([("user", text)]) if chat else Prompt(text)), max_new, show=True)
+    prompt = chat.render([("user", text)]) if chat else Prompt(text)
+    ids = tokenizer.encode(prompt)
+    if (odd := prompts.unknown(tokenizer, prompt, ids)) is not None:
+        raise ValueError(f"the tokenizer has no token for {odd!r}: {text[:60]!r}")
+    writer.write(ids, max_new, show=True)
     print()
 
 

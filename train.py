@@ -73,7 +73,7 @@ def main(argv: list[str]) -> None:
             shown(report)  # what nothing could be learned from can be looked at
             if isinstance(e, NothingSolved):
                 print("\n".join(nothing_solved(e.tries, plan, run.folder)), flush=True)
-            raise ValueError(f"{e} (in {run.where}; what was done until then stands in {run.folder})") from None
+            raise ValueError(f"{e} (in {run.where}; {report.path} shows what was done until then)") from None
     draw(run)
     print("\n" + "\n".join(summary(run, flags.price_per_hour)))
     print(f"curves  {run.folder / 'curves.png'}\nreport  {report.path}\nlook    python sample.py --run {run.folder}")

@@ -215,6 +215,5 @@ def nothing_to_learn(n: int, tried: Sequence[Generation], retried: Sequence[Gene
     hint = "" if retried else "hints (leave out --no-rationalize), "
     return NothingSolved(
         f"iteration {n}: none of {len({g.problem for g in tried})} problems was solved, with {len(retried)} hinted "
-        f"retries ({how}): there is nothing to learn from. The paper's limit (section 6): few-shot accuracy must "
-        "be above chance; GPT-2 could not start on arithmetic; try easier problems, a model that solves some of "
-        f"them, other few-shot examples, {hint}or a longer --max-new-tokens if many end by length", [*tried, *retried])
+        f"retries ({how}): there is nothing to learn from; try easier problems, a model that solves some of them, "
+        f"other few-shot examples, {hint}or a longer --max-new-tokens if many end by length", [*tried, *retried])

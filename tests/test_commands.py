@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -192,6 +193,7 @@ def test_export_of_a_run(capsys):
     ([], "Training saw it without the worked examples"), (["--few-shot-train"], "Training saw it behind the same"),
     (["--few-shot-sample", "base"], None)])
 def test_an_export_says_how_it_was_asked(shown, monkeypatch, capsys, flags, trained):
+    asked = shown
     verified(monkeypatch, "right")
     argv = ["--task", "shown", "--iterations", "1", "--problems", "20", "--first-steps", "1", "--model", str(SHIPPED)]
     assert train.main([*argv, *flags]) == 0
@@ -200,7 +202,16 @@ def test_an_export_says_how_it_was_asked(shown, monkeypatch, capsys, flags, trai
     prompt = page.split(export.LINE)[1].strip("\n")
     assert (trained or "It ends with") in page
     assert prompt.startswith(EXAMPLE) is (trained is not None)
+    (command,) = re.findall("^    python sample.py (.*)", page, re.M)
     assert sample.main(["--model", "out", prompt + "\n", "--max-new-tokens", "3"]) == 0
+    assert "note: out/prompt.txt says how this model was asked" in capsys.readouterr().out
+    if trained is None:
+        assert command == f"--run {Path('runs/shown-001')} --iteration 1 --ask"
+        return
+    asked.clear()
+    assert sample.main(shlex.split(command)) == 0  # it can be pasted, and asks as it was asked
+    assert asked == [prompt + "\n"]
+    assert "-> " in capsys.readouterr().out
 
 
 def test_a_chat_model_asked_without_its_template_is_told_of(capsys):
@@ -208,15 +219,21 @@ def test_a_chat_model_asked_without_its_template_is_told_of(capsys):
     for there in (False, True):
         if there:
             Path("m/chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}\n{% endfor %}")
-        assert train.main(["--model", "m", "--check"]) == 0
+        assert train.main(["--model", "m", "--digits", "1", "--check"]) == 0
         assert ("note    the model has a chat template, and is asked without it" in capsys.readouterr().out) is there
         assert sample.main(["--model", "m", "12+34\n", "--max-new-tokens", "3"]) == 0
         assert ("note: this model has a chat template" in capsys.readouterr().out) is there
     Path("m/tokenizer_config.json").write_text(
         '{"added_tokens_decoder": {"19": {"content": "<|end|>", "special": true}}}')
-    assert sample.main(["--model", "m", "1<|end|>", "--max-new-tokens", "1"]) == 0
-    assert "note: <|end|> stands there as text" in capsys.readouterr().out
-    assert train.main(["--model", "m", "--check", "--chat"]) == 0
+    assert sample.main(["--model", "m", "1<|end|>", "--max-new-tokens", "1"]) == 2
+    said = capsys.readouterr()
+    assert "note: <|end|> stands there as text" in said.out
+    assert said.err == "error: the tokenizer has no token for '<': '1<|end|>'\n"
+    Path("q.jsonl").write_text("".join(f'{{"question": "Q{i}?", "answer": "{i}"}}\n' for i in range(9)))
+    one_line(capsys, train.main(["--task", "jsonl", "--data", "q.jsonl", "--check", "--zero-shot"]),
+             "has no token for", "the tiny adder that ships, which knows sums alone: name a model's folder by --model")
+    one_line(capsys, train.main(["--digits", "1", "--check", "--chat"]), "has no chat template", "folder by --model")
+    assert train.main(["--model", "m", "--digits", "1", "--check", "--chat"]) == 0
     assert sample.main(["--model", "m", "12+34", "--max-new-tokens", "3", "--chat"]) == 0
     assert "note" not in capsys.readouterr().out
 

@@ -11,6 +11,7 @@ from test_history import NASTY, made
 import sample
 import train
 from star.config import StarConfig
+from star.problem import Problem
 from star.run.diagnosis import cause, goes_round, looks, nothing_solved
 from star.run.folder import read_lines
 
@@ -18,7 +19,8 @@ pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def plan(chat=False, prefix="", folder=SHIPPED):
-    return SimpleNamespace(config=StarConfig(chat=chat), task=SimpleNamespace(prefix=prefix), max_new=40,
+    return SimpleNamespace(config=StarConfig(task="jsonl", chat=chat), max_new=40,
+                           task=SimpleNamespace(prefix=prefix, train=[Problem("train-9", "2+2", "4")]),
                            model=SimpleNamespace(source=SimpleNamespace(path=folder)))
 
 
@@ -51,11 +53,28 @@ def test_what_others_wrote_is_not_the_models_fault():
     assert spaced.endswith("sample.py --run 'a run' --trace --problem 'my file-1'")
 
 
+def test_wrong_answers_stand_beside_the_right_ones():
+    """Whoever wrote the data otherwise than the model writes sees it here."""
+    lines = nothing_solved([made(1, "generate", "train-9", "wrong", "It is =5", "5")], plan(), Path("r"))
+    assert lines[1] == "  train-9 (says 5; right is 4): It is =5"
+
+
+def test_advice_names_no_flag_that_the_task_lacks():
+    own = plan()
+    own.config = StarConfig(task="arithmetic")
+    for prefix in ("", "1+1\n=2"):
+        own.task.prefix = prefix
+        said = cause({"unparsed": 5}, own)
+        assert "--few-shot" not in said
+        assert "--zero-shot" not in said
+        assert "The answer is" not in said
+
+
 def test_texts_are_clipped_and_safe_to_print():
     long = "\n".join(f"{i} and" for i in range(200)) + "\nthe end" + NASTY
     lines = nothing_solved([made(1, "generate", "a" + NASTY, "wrong", long)], plan(), Path("r"))
-    assert all(line.isprintable() for line in lines[1:-1])
-    assert all(len(line) < 260 for line in lines)
+    assert all(line.isprintable() for line in lines[1:])
+    assert all(len(line) < 260 for line in lines[:-2])
     assert "0 and / 1 and" in lines[1]
     assert "the end" in lines[1]
 
@@ -67,8 +86,8 @@ def test_texts_are_clipped_and_safe_to_print():
     ("unparsed", "the model says nothing at all", False, "", "the model says nothing at all: show worked examples"),
     ("unparsed", "", True, "", "the model has a chat template, and was asked without it: --chat"),
     ("length", "", True, "", "a longer --max-new-tokens; or the model has a chat template"),
-    ("wrong", "", False, "", "the problems are too hard for this model. Easier ones"),
-    ("wrong", "", True, "", "--temperature 0.8; or the model has a chat template"),
+    ("wrong", "", False, "", "mend the data or take another --grade; else the problems are too hard for this model"),
+    ("wrong", "", True, "", "--temperature 0.8); or the model has a chat template"),
     ("leak", "", False, "", "with a hint it says nothing but the hint"),
 ])
 def test_the_cause_goes_by_what_is_seen(instruct, verdict, look, chat, prefix, words):

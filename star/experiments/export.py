@@ -5,13 +5,15 @@ under the base's tensor names, with its tokenizer. prompt.txt says how the model
 otherwise. Who wants the adapters alone has them: runs/NAME/adapters is PEFT's layout.
 """
 
+import shlex
 import sys
 from pathlib import Path
+from shlex import quote
 
 import checkpoints
 from checkpoints.files import write_atomically
 from star import prompts
-from star.run.flags import Parser, command
+from star.run.flags import Parser, as_flags, command
 from star.run.folder import Run, newest_finished
 from star.run.models import load_tokenizer
 from star.tasks import load_task
@@ -29,10 +31,13 @@ def prompt_page(run: Run, iteration: int, out: Path) -> str:
     prompt = prompts.render(task, problem, tokenizer.chat, few_shot=shown)
     ids = prompts.encode(task, problem, tokenizer, few_shot=shown)
     ends = " or ".join(["its end-of-sequence token", *(f"the text {stop!r}" for stop in task.stop)])
-    how, turn, call = "plain text", prompt, "tokenizer(prompt)"
+    how, call = "plain text", "tokenizer(prompt)"
     if config.chat:
-        how, turn = "a conversation in the chat template of this folder", task.turn(problem)
+        how = "a conversation in the chat template of this folder"
         call = "tokenizer.apply_chat_template(turns, add_generation_prompt=True)"
+    flags = ["--task", config.task, *as_flags(run.options), *["--chat"] * config.chat]
+    here = (f"python sample.py --model {quote(str(out))} {shlex.join(flags)} {quote(problem.question)}" if shown else
+            f"python sample.py --run {quote(str(run.folder))} --iteration {iteration} --ask")
     trained = f" Training saw it {'behind the same' if config.few_shot_train else 'without the'} worked examples." if (
         shown and task.few_shot(problem)) else ""
     return "\n".join([
@@ -44,7 +49,7 @@ def prompt_page(run: Run, iteration: int, out: Path) -> str:
         f"An answer ends at {ends}, after at most {config.max_new_tokens or task.max_new_tokens} new tokens; it was "
         "drawn greedily when the model was measured.",
         "To ask something else, put it in the place of the last question:", "",
-        f"    python sample.py --model {out}{' --chat' * config.chat} {turn[:60]!r}...",
+        f"    {here}",
         f"    transformers: {call}, then model.generate(..., do_sample=False)", ""])
 
 

@@ -14,6 +14,8 @@ from star.evaluate import VERDICTS
 from star.problem import STUDENT, Generation
 from star.run.history import clip
 from star.run.plan import Plan
+from star.tasks import task_options
+from star.text import visible
 
 SHOWN = 3  # tries
 LOOP = 4  # times that a text says its last words, from which on it goes round in circles
@@ -27,14 +29,16 @@ def nothing_solved(tries: Sequence[Generation], plan: Plan, run: Path, width: in
     most, count = said.most_common(1)[0]
     alike = [g for g in plain if g.verdict == most]
     shown = alike[:: max(1, len(alike) // SHOWN)][:SHOWN]
+    right = {p.id: p.answer for p in plan.task.train}
     lines = [f"\n{count} of {len(plain)} tries without a hint: {VERDICTS[most]}. Such as"]
     for g in shown:
-        says = f" (says {clip(g.answer, 24)})" if g.answer is not None else ""
+        says = (f" (says {clip(g.answer, 24)}; right is {clip(right.get(g.problem, ''), 24)})" if g.answer is not None
+                else "")
         text = " / ".join(filter(None, g.text.strip().split("\n"))) or "(nothing)"
         ends = text if len(text) <= width else f"{text[: width // 2]} ... {text[-width // 2 :]}"
         lines.append(f"  {clip(g.problem, 40)}{says}: {clip(ends, width + 8)}")
     n = max(g.iteration for g in mine) - 1
-    look = f"look    python sample.py --run {quote(str(run))} --trace --problem {quote(shown[0].problem)}"
+    look = f"look    python sample.py --run {quote(str(run))} --trace --problem {visible(quote(shown[0].problem))}"
     return [*lines, f"likely  {cause(said, plan, looks(shown))}", look + f" --iteration {n}" * (n > 0)]
 
 
@@ -49,24 +53,27 @@ def looks(tries: Sequence[Generation]) -> str:
 
 def cause(said: dict[str, int], plan: Plan, look: str = "") -> str:
     """What is likely wrong where most tries have these verdicts and look so, and the flag that helps."""
-    config, most = plan.config, max(said, key=said.__getitem__)
+    config, most, flags = plan.config, max(said, key=said.__getitem__), task_options(plan.config.task)
+    others = "others by --few-shot, or --zero-shot, which asks in words" if "zero_shot" in flags else "other examples"
+    shown = "show worked examples" + (", by --few-shot FILE" if "few_shot" in flags else " (the task's `shots`)")
     chat = not config.chat and has_chat(plan.model.source.path)
     asks = "the model has a chat template, and was asked without it: --chat" if chat else ""
     if most == "length" and not look:
         return (f"{plan.max_new} tokens are too few for an answer: a longer --max-new-tokens"
                 + (f"; or {asks}" if asks else ""))
     if most in ("length", "unparsed"):
-        what = look or 'no answer stands there in a form that is read, such as "The answer is ..."'
+        what = look or "no answer stands there in a form that is read" + (
+            ', such as "The answer is ..."' if "zero_shot" in flags else "")
         if asks:
             return f"{what}; {asks}"
         if plan.task.prefix:
-            return (f"{what}: the examples do not show the form well, or the model is too small to follow them: others "
-                    "by --few-shot, or --zero-shot, which asks in words")
-        return f"{what}: show worked examples, by --few-shot FILE"
+            return f"{what}: the examples do not show the form well, or the model is too small to follow them: {others}"
+        return f"{what}: {shown}"
     if most == "leak":
         return "with a hint it says nothing but the hint: other few-shot examples, or a larger model"
-    return ("answers are given and are wrong: the problems are too hard for this model. Easier ones, a larger model, "
-            "or more tries: --samples 8 --temperature 0.8" + (f"; or {asks}" if asks else ""))
+    return ("answers are given and are wrong. If the right ones above are written otherwise than the model's, mend the "
+            "data or take another --grade; else the problems are too hard for this model: easier ones, a larger model, "
+            "or more tries (--samples 8 --temperature 0.8)" + (f"; or {asks}" if asks else ""))
 
 
 def goes_round(g: Generation) -> bool:

@@ -6,7 +6,8 @@ Whatever a run would refuse is refused here, in one line. It reads files and pri
 in words what a run would be.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,11 +62,13 @@ def make_plan(config: StarConfig, options: dict, of: Callable[[Task], Task] = la
     """
     folder, device = Path(config.model or checkpoints.SHIPPED), choose_device(config.device)
     model = outline(folder, config, device)
-    tokenizer = load_tokenizer(folder, config.chat, ends=True)
+    with named_model(config):
+        tokenizer = load_tokenizer(folder, config.chat, ends=True)
     task = of(load_task(config.task, **options))
     suits(task, config, trains)
     max_new = config.max_new_tokens or task.max_new_tokens
-    lengths, too_long = measure_prompts(task, tokenizer, max_new, model.config.max_pos)
+    with named_model(config):
+        lengths, too_long = measure_prompts(task, tokenizer, max_new, model.config.max_pos)
     notes, marks = list(task.notes), markers(task, tokenizer)
     if not config.chat and has_chat(folder) and not marks:
         notes.append("the model has a chat template, and is asked without it here: --chat asks as it was trained")
@@ -82,6 +85,18 @@ def make_plan(config: StarConfig, options: dict, of: Callable[[Task], Task] = la
     needs = replace(memory(model, config, lengths, max_new, max(work.sampled), device), others=others.bytes)
     notes += [*tokenizer.notes, *marks, *others.notes]
     return Plan(config, device, model, tokenizer, task, max_new, lengths, work, needs, notes, others)
+
+
+@contextlib.contextmanager
+def named_model(config: StarConfig) -> Iterator[None]:
+    """Around what a model's own files refuse: whoever named no model may have meant to."""
+    try:
+        yield
+    except ValueError as e:
+        if config.model is not None:
+            raise
+        raise ValueError(f"{e}; without --model it is the tiny adder that ships, which knows sums alone: name a "
+                         "model's folder by --model") from None
 
 
 def markers(task: Task, tokenizer) -> list[str]:
@@ -172,8 +187,9 @@ def opening(plan: Plan, sampler: Sampler, learns: str = "rationales") -> list[st
         f"model   {model.source.path.name}: {checkpoints.describe(model)}",
         f"train   {numbers:,} numbers in adapters of rank {config.rank}, learning rate {config.lr:g}; start from "
         f"{config.start}, {how}, seed {config.seed}",
-        f"task    {config.task}: {len(task.train):,} training problems, {len(task.heldout):,} held out",
-        f"device  {model.device} (--device {config.device}); {sampler.slots} slots, adapters sampled "
+        f"task    {config.task}: {len(task.train):,} training problems, {len(task.heldout):,} held out; answers are "
+        f"compared {task.compares}",
+        f"device  {model.device} (--device {config.device}); {plan.memory.slots} slots, adapters sampled "
         f"{'merged' if sampler.merges() else 'live'}",
         *describe(plan),
     ]
