@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import checkpoints
+import train
 from star.decoder import Decoder, DecoderConfig, Linear, Norm
 from star.lora import add_lora, lora_modules
 from star.tasks import load_task
@@ -24,8 +25,10 @@ REPORT: list[str] = []
 
 @pytest.fixture
 def own_folder(tmp_path, monkeypatch):
-    """Commands write runs/ where they stand: they stand in a folder of their own. Their SIGINT handler is undone."""
+    """Commands write runs/ where they stand: they stand in a folder of their own. Their SIGINT handler is undone, and
+    no curves are drawn, which takes a third of a second: test_plots does, and runs that are processes of their own."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "curves", lambda path, metrics: path.write_bytes(b"\x89PNG"))
     before = signal.getsignal(signal.SIGINT)
     yield
     signal.signal(signal.SIGINT, before)

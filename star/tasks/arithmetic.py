@@ -13,6 +13,7 @@ fine-tuning on unhinted text makes that form unknown to the model (star/README.m
 every run of every seed is measured on the same problems. For a pretrained model there is star/tasks/columns.
 """
 
+import functools
 import random
 import re
 from copy import copy
@@ -38,6 +39,7 @@ def scratchpad(a: str, b: str) -> str:
     return "\n".join([*lines, f"={int(a) + int(b)}"])
 
 
+@functools.lru_cache(maxsize=16)  # whoever trains several models in one process asks again
 def split(n: int) -> tuple[list[Problem], list[Problem]]:
     """(train, held-out) sums of two n-digit numbers, disjoint. There are only 100 of one digit: half of them each."""
     low, high = (10 ** (n - 1) if n > 1 else 0), 10**n
