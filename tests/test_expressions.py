@@ -30,7 +30,7 @@ from star.tasks.verifier.sets import members, one_set
         r"\frac{1}{0}", "9^9^9", "9**9**9", "2^0.5", "4^(1/2)", "2^100000", "6/2(1 + 2)", "2 3", "1 1/2",
         r"2\frac{1}{2}",
         "(1 + 2", "1 + 2)", "(1 + 2]", "()", "( )", "3 * 4 apples", "about 3 * 4", "3 * 4 or 5", "1,23 + 1", "1.2.3",
-        "3!",
+        "3!", "0x18", "0X1f", "6 + 0xa",
         "5%", "√4", "|3|", "f(3)", "3 * y", "x = 3", "2x", "3 * 4; 5", "1e3", "__import__", "3 if 1 else 2", "3 == 3",
         "3 // 2", "3 % 2", "1 < 2", "3 * 4 ≈ 12", "3...4", "٣ + 1", "3 * 4 = ", "= 12", "½", "1+" * 500_000 + "1",
         "(" * 60 + "1" + ")" * 60, "(" * 10**6, "1" * 400, "-" * 200 + "1", "--1", r"\frac{1}", r"\frac", r"\frac123",
@@ -108,6 +108,40 @@ def test_hostile_expressions_take_no_time():
             assert evaluate(text) is None or len(text) <= 300
             expression(text)
     assert time.perf_counter() - began < 5
+
+
+@pytest.mark.parametrize("rest", [
+    "\n5*5=25", "\n= 25", ". That is 25.", ". That is twenty-five.", ". That is two thirds.", ". And 5.", ". Also 5.",
+    "\n* 1", "\n/ 24", "\n+ 24", "\nx 6", " = 24. It is 6 * 4 + 1.", ". That makes 6.", ". Its value is 1/0.",
+    ".\nThat is \\frac{50}{2}.", "\n(25)", "\n**25**", ". It equals −24.", ". So 24.5.", ".\n= ٢٥", "; 5*5 = 25",
+    ".\n$$5 \\times 5$$", ". It is 24." + " It is so." * 200])
+def test_an_expression_is_none_where_what_follows_has_another_value(rest):
+    for stated in ("The answer is:\n6*4", "The answer is 6*4", "#### 6*4", "So \\boxed{6*4}"):
+        assert expression(f"First 6 + 1.\n{stated}{rest}") is None, stated
+
+
+@pytest.mark.parametrize("rest", [
+    "", ".", "\n= 24", " = 24. That is 24.", ". It uses 6 and 4 once each.", ".\nCheck: 6 × 4 = 24.", ". So it is $24.",
+    ".\n\n**24**", ". That is twenty-four.", ".\n\\[6 \\times 4 = 24\\]", ". All of them are used.", ".\n2 * 12 = 24"])
+def test_what_follows_an_expression_may_say_it_again(rest):
+    assert expression(f"First 6 + 1.\nThe answer is 6*4{rest}") == "6*4"
+    if "4" in rest:
+        assert expression(f"First 6 + 1.\nThe answer is 6*5{rest}") is None
+
+
+@pytest.mark.parametrize(("text", "found"), [
+    ("The answer is 2, 3. And 5.", None), ("The answer is 2, 3\nand 5.", None), ("The answer is 2, 3. Also 5.", None),
+    ("The answer is 2 and 3. There is 5 too.", None), ("The answer is 2, 3 (5 too)", None), ("#### 2, 3\n5", None),
+    ("The answer is:\n2\n3", None), ("The answer is:\nred\nblue", None), ("The answer is red, blue. And green.", None),
+    ("<answer>2, 3</answer>, 5", None), ("\\boxed{2, 3}. And 5.", None), ("The answer is 2 and 3. And five.", None),
+    ("The answer is red, blue. I forgot green.", None), ("{2, 3}. And 5.", None), ("{2, 3} and 5", None),
+    ("The answer is {2, 3} and 5.", None), ("The answer is (3, 4), (5, 6), 7.", None),
+    ("\\boxed{2, 3} and 5.", "2, 3, 5"),
+    ("The answer is red and blue, plus green.", "blue, green, red"),
+    ("The answer is 2, 3. Both 2 and 3 are primes.", "2, 3"), ("The answer is {2, 3}.\n\nThat is all.", "2, 3"),
+    ("The answer is red; blue. These are 2 colours.", "blue, red")])
+def test_a_set_goes_on_behind_its_statement(text, found):
+    assert members(text) == found
 
 
 @pytest.mark.parametrize(("text", "found"), [

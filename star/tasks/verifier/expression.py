@@ -1,7 +1,8 @@
 """Which arithmetic expression does a text arrive at, and what is it worth? "The answer is (44 - 19) * 35 = 875."
 
 A statement is read whole or not at all: what is left over, two expressions of different value, a division by zero and
-what is longer than anybody means make it none. It computes in fractions, exactly; nothing is ever run as code.
+what is longer than anybody means make it none; so does another value in what follows it. It computes in fractions,
+exactly; nothing is ever run as code.
 """
 
 import re
@@ -10,7 +11,9 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from star.tasks.verifier import one_number
-from star.tasks.verifier.statement import arrive
+from star.tasks.verifier.sentence import sentence_end
+from star.tasks.verifier.statement import arrive, concluded, statements
+from star.tasks.verifier.words import in_digits
 
 MOST_CHARACTERS = 300  # of an expression that is read at all
 MOST_BITS = 4096  # of a power: 9^9^9 is none
@@ -28,8 +31,16 @@ MARKED = re.compile(r"([*_`]{1,3})(?=[^\s*_`])(.*[^\s*_`])\1", re.S)  # **(1 + 2
 MARK_ENDS = re.compile(r"(?<=[^\s*_`])(?:\*\*|__|`)\Z")  # the statement began behind the first of them
 EQUALS = re.compile(r"\s*,?\s*\b(?:which\s+)?(?:is\s+)?(?:equals?(?:\s+to)?|gives|makes)\b\s*|\s*=\s*", re.I)
 TOKEN = re.compile(
-    r"""\s*(?: (?P<number>(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?(?![0-9.,]*[0-9])|\.[0-9]+)
+    r"""\s*(?: (?P<number>(?!0x[0-9a-f])  # 0x18 is 24, or 0
+                         (?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?(?![0-9.,]*[0-9])|\.[0-9]+)
          | (?P<frac>\\frac[ ]) | (?P<times>x(?=\s*[-(0-9.\[{])) | (?P<sign>[-+*/^()\[\]{}]) )""", re.I | re.X)
+
+# What follows a statement, in pieces: "It uses 6 and 4. 5 * 5 = 25".
+SENTENCES = re.compile(r"\n|(?<=[.!?;])\s+")
+OPERAND = r"[-+(\[{$]*+(?:[0-9]|\.[0-9])(?:[0-9.]|,(?=[0-9]{3}(?![0-9])))*+[)\]}$]*+"
+RUN = re.compile(rf"{OPERAND}(?:\s*(?:[-+*/^=x])\s*{OPERAND})*+|[-+(\[{{$]*\\frac.*", re.I)
+BOLD = re.compile(r"(?<!\S)\*\*(?=\S)|(?<=\S)\*\*(?!\S)")
+GOES_ON = re.compile(r"\s*(?:[-+*/^]|x\b)\s*[-(\[{$\\]*[0-9]", re.I)  # the sum of the line above does
 
 
 class Expression(NamedTuple):
@@ -44,7 +55,37 @@ class Expression(NamedTuple):
 @lru_cache(maxsize=8)  # a verdict asks about the same text twice, to extract and to compare: it is read once
 def expression(text: str) -> str | None:
     """The expression that a text arrives at, in one spelling: "(44-19)*35"; without marker a last sentence of it."""
-    return arrive(text, _stated, lambda sentence, _: _calculation(sentence))
+    found = arrive(text, _stated, lambda sentence, _: _calculation(sentence))
+    return None if found is None or _differs(behind(text), found) else found
+
+
+def behind(text: str) -> str:
+    """What follows the last statement of a text: of "The answer is 5. And 6." the ". And 6."; "" without one."""
+    text = concluded(text)
+    last = next((s for s in reversed(statements(text)) if s.stated is not None), None)
+    if last is None:
+        return ""
+    boxed = text.startswith(("boxed", "fbox"), last.start)  # read with the rest of its sentence
+    return text[sentence_end(text, last.end, "number") if boxed else last.end :]
+
+
+def _differs(rest: str, stated: str) -> bool:
+    """Does what follows an expression have another value? "= 25" and "That is 25." do, "It uses 6 and 4." does not."""
+    if len(rest) > 4 * MOST_CHARACTERS:
+        return True  # no answer has so much behind it
+    unread, rest = rest.count("?"), in_digits(rest)
+    said = evaluate(stated)
+    if said is None or rest.count("?") > unread:  # "That is two thirds."
+        return True
+    rest = _without_latex(BOLD.sub("", rest.translate(SIGNS)))
+    used = {said.value, *(number for number, _ in said.numbers)}
+    for sentence in SENTENCES.split(rest):
+        runs = [evaluate(run[0].strip(" .,=")) for run in RUN.finditer(sentence)]
+        values = {run and run.value for run in runs}
+        if GOES_ON.match(sentence) or not values <= (used if len(runs) > 1 else {said.value}) or (
+                any(map(str.isnumeric, RUN.sub("", sentence)))):
+            return True
+    return False
 
 
 def evaluate(text: str) -> Expression | None:
@@ -55,12 +96,17 @@ def evaluate(text: str) -> Expression | None:
     text = text.strip().rstrip(".").translate(SIGNS)
     marked = MARKED.fullmatch(text)
     text = (marked[2] if marked else MARK_ENDS.sub("", text)).rstrip(".")
-    for pattern, new in LATEX:
-        text = pattern.sub(new, text)
+    text = _without_latex(text)
     sides = [_whole(side) for side in EQUALS.split(text)]
     if None in sides or len({side.value for side in sides}) != 1:
         return None
     return next((side for side in sides if side.steps), sides[0])
+
+
+def _without_latex(text: str) -> str:
+    for pattern, new in LATEX:
+        text = pattern.sub(new, text)
+    return text
 
 
 def _stated(statement: str) -> str | None:
