@@ -184,6 +184,16 @@ def test_countdown_that_uses_all_numbers(tmp_path):
     assert second.numbers == ("1", "2", "12")
     assert every.right(second, "The answer is 2 * 12 / 1.")
     assert every.compares.endswith("each given number is used once")
+    rows[1] = {"nums": [4, 6, 5, 1], "target": 24}
+    five = problems(ask(tmp_path, "c.jsonl", rows, **flags))[1]
+    assert every.right(five, "The answer is (5 - 1) * (4 + 6) - 16.") is False
+    assert every.right(five, "The answer is 4 * (5 + 1^6).") is False
+    assert every.right(five, "The answer is 4 * (6 + 1 - 5 / 5).") is False
+    assert every.right(five, "The answer is 4 / (1 - 5 / 6).")
+    for power in ("6 * 4 * 1^5", "6 * 4 * 1**5", "6 * 4 * 1^{5}"):
+        assert not every.right(five, f"The answer is {power}.")  # a power is no operation of the game
+        assert not some.right(five, f"The answer is {power}.")
+    assert not some.right(first, "The answer is 5² - 1.")
 
 
 def test_countdown_with_solutions_and_games_of_24(tmp_path):
@@ -644,3 +654,67 @@ def test_what_is_shown_of_a_value_is_short():
     assert records.shown([["y" * 10**6] * 100] * 100)[:5] == '[["yy'
     assert len(records.shown([["y" * 10**6] * 100] * 100)) == 60
     assert time.perf_counter() - began < 2
+
+
+def test_floats_of_parquet_are_as_they_were_written(tmp_path):
+    """1.1 in 32 bits is 1.100000023841858 in 64, which no text says."""
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    small, half = pa.float32(), pa.float16()
+    columns = {"answer": pa.array([1.1, 16777213, 3.4028235e38, None], small), "double": [1.1, 0.1, 1 / 3, None],
+               "half": pa.array([1.1, 65504, 0.33, None], half),
+               "list": pa.array([[1.1, 2.2], [], [None], None], pa.list_(small)),
+               "large": pa.array([[0.7], [], None, None], pa.large_list(small)),
+               "in": pa.array([{"x": 0.3, "y": [0.7]}, *[None] * 3], pa.struct([("x", small), ("y", pa.list_(small))])),
+               "map": pa.array([[("k", 1.1)], *[None] * 3], pa.map_(pa.string(), small))}
+    pyarrow.parquet.write_table(pa.table(columns), tmp_path / "a.parquet")
+    rows = [row for _, row in files.read_records(tmp_path / "a.parquet")]
+    assert rows[0] == {"answer": 1.1, "double": 1.1, "half": 1.1, "list": [1.1, 2.2], "large": [0.7],
+                       "in": {"x": 0.3, "y": [0.7]}, "map": [("k", 1.1)]}
+    assert [row["answer"] for row in rows] == [1.1, 16777213, 3.4028235e38, None]
+    assert [row["half"] for row in rows] == [1.1, 65504, 0.33, None]
+    assert [row["double"] for row in rows] == [1.1, 0.1, 1 / 3, None]
+    assert rows[2]["list"] == [None]
+
+
+@pytest.mark.parametrize(("kind", "value"), [("timestamp[us]", 2**62), ("timestamp[ms]", -(2**50)),
+                                             ("date32[day]", 10**7), ("duration[ms]", 2**62)])
+def test_dates_that_python_cannot_hold_are_named_with_their_row(tmp_path, kind, value):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    unit = kind.partition("[")[2][:2]
+    made = {"t": lambda: pa.timestamp(unit), "d": pa.date32, "u": lambda: pa.duration(unit)}[
+        "u" if kind.startswith("du") else kind[0]]()
+    file = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pa.table({"q": ["a", "b"], "when": pa.array([0, value], made)}), file)
+    refused(files.read_records, file, words=(f"a.parquet, row 2: field 'when' is a {kind}", "as text"))
+
+
+def test_nanoseconds_are_text(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    when = pa.array([0, 123456789], pa.timestamp("ns"))
+    pyarrow.parquet.write_table(pa.table({"q": ["a", "b"], "when": when}), tmp_path / "a.parquet")
+    assert files.read_records(tmp_path / "a.parquet")[1][1] == {"q": "b", "when": "1970-01-01 00:00:00.123456789"}
+
+
+def test_a_quote_that_swallows_rows_is_refused(tmp_path):
+    swallowed = 'q\ta\nq0\t0\n"Who said it?\t1\nWhat?\t2\nIs it so?"\t3\nq4\t4\n'
+    words = ("line 3: a quote opens here and closes in line 5", "is a row too", "leave out the quotes")
+    for name, text in (("a.tsv", swallowed), ("a.txt", swallowed), ("b.tsv", swallowed.replace("\n", "\r\n"))):
+        refused(files.read_records, write(tmp_path / name, text), words=(name, *words))
+    refused(files.read_records, write(tmp_path / "a.tsv", 'q\ta\nx\t"1\ny\t2"\n'), words=("line 2: a quote opens",))
+    refused(files.read_records, write(tmp_path / "a.tsv", '"q\ta\nx"\t1\n'), words=("line 1: a quote opens",))
+    rows = files.read_records(write(tmp_path / "a.tsv", 'q\ta\n"if x:\n\tx = 1"\t1\n"two\nlines"\t2\n'))
+    assert [r["q"] for _, r in rows] == ["if x:\n\tx = 1", "two\nlines"]
+
+
+def test_a_cell_may_be_long(tmp_path):
+    before = csv.field_size_limit()
+    for cell in ("x" * 200_000, '"' + "x, " * 100_000 + '"'):
+        rows = files.read_records(write(tmp_path / "a.csv", f"q,a\n{cell},1\n"))
+        assert rows[0][1] == {"q": cell.strip('"'), "a": "1"}
+    assert csv.field_size_limit() == before  # of others in this process

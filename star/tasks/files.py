@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from star.tasks import parquet
 from star.text import once
 
 Record = tuple[str, dict[str, Any]]  # where it stands ("train.jsonl, line 12"), and what stands there
@@ -23,6 +24,11 @@ KINDS = ".jsonl, .json, .csv, .tsv or .parquet"
 TABLES = {".csv": ",;\t", ".tsv": "\t,;", ".tab": "\t,;"}  # ending -> delimiters, the likely one first
 BY_LINES = {".jsonl", ".ndjson", ".txt", ""}  # endings of files whose lines are read one by one
 MOST_BYTES = 1 << 32  # of a file once it is unpacked
+MOST_OF_CELL = 1 << 30  # characters; csv by itself reads 131,072
+
+
+class Swallowed(ValueError):
+    """Quotes that open in one row of a table and close in another: where a row ends, nobody knows."""
 
 
 class Row(dict):
@@ -56,7 +62,7 @@ def read_records(path: str | Path, objects: bool = True, inside: str = "", wante
         raise FileNotFoundError(f"{path} is {is_what}: name a {KINDS} file")
     data, ending = _unpacked(path)
     if data[:4] == b"PAR1" or ending == ".parquet":
-        records = _parquet(path, data)
+        records = parquet.rows(path, data)
     else:
         text = _decoded(path, data)
         begins = text.lstrip()[:1]
@@ -285,22 +291,27 @@ def _table(path: Path, text: str, delimiters: str) -> list[Record]:
         for quotes in (True, False) if delimiter == "\t" else (True,):
             try:
                 return _rows_of_table(path, text, delimiter, quotes, first)
+            except Swallowed:
+                raise
             except ValueError as e:
                 failed.setdefault(delimiter, e)
     raise failed[max(usual, key=head.count)] from None
 
 
 def _rows_of_table(path: Path, text: str, delimiter: str, quotes: bool, first: int) -> list[Record]:
-    """ValueError for a row of another length than the first, which has the names."""
+    """ValueError for a row of another length than the first, which has the names; Swallowed."""
     quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True,
                         skipinitialspace=delimiter != "\t")
-    names, found, begins = None, [], first
+    names, found, begins, before = None, [], first, csv.field_size_limit(MOST_OF_CELL)
     try:
         for cells in reader:
             where, begins = f"{path}, line {begins}", reader.line_num + first
             if not any(map(str.strip, cells)):
                 continue
+            if delimiter == "\t" and _swallows(cells):
+                raise Swallowed(f"{where}: a quote opens here and closes in line {reader.line_num + first - 1}, but "
+                                "each of these lines is a row too: leave out the quotes, or write them twice in quotes")
             if names is None:
                 names = [name.strip() for name in cells]
                 twice, times = Counter(filter(None, names)).most_common(1)[0]
@@ -315,21 +326,12 @@ def _rows_of_table(path: Path, text: str, delimiter: str, quotes: bool, first: i
     except csv.Error as e:
         raise ValueError(f"{path}, line {begins}: its quotes do not close where a cell ends ({e}); a quote inside a "
                          "cell is written twice") from None
+    finally:
+        csv.field_size_limit(before)
     return found
 
 
-def _parquet(path: Path, data: bytes) -> list[Record]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise ValueError(f"{path}: parquet files need the package pyarrow: pip install -e '.[parquet]'") from None
-    try:
-        table = pyarrow.parquet.read_table(pyarrow.BufferReader(data))
-        rows = table.to_pylist()
-    except (pyarrow.ArrowException, OSError, ValueError) as e:
-        raise ValueError(f"{path} is no parquet file that can be read ({str(e).partition(chr(10))[0][:120]})") from None
-    twice, times = Counter(table.column_names).most_common(1)[0] if table.column_names else ("", 1)
-    if times > 1:
-        raise ValueError(f"{path} names the column {twice[:40]!r} twice")
-    return [(f"{path}, row {number}", row) for number, row in enumerate(rows, 1)]
+def _swallows(cells: list[str]) -> bool:
+    """Are the lines of a row between tabs rows themselves, each with as many cells? Then a quote began as text."""
+    tabs = [line.count("\t") for line in "\t".join(cells).split("\n")]
+    return len(tabs) > 1 and tabs[0] > 0 and len(set(tabs)) == 1
