@@ -32,7 +32,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 HOSTILE = {  # text -> how it is shown
     **{text: text for text in ("<img src=x onerror='hit()'>", "</script><script>hit()</script>", "<!--<script>",
                                "${hit()} `", "]]>&lt;b&gt;", "''\"\\", "\U0001f468\u200d\U0001f469 \u0645\u200c")},
-    "\u2028\u2029": "U+2028U+2029", "\ud800": "U+D800", "a\x00b": "aU+0000b", "a\U000e0041b": "aU+E0041b",
+    "\u2028\u2029": "U+2028U+2029", "\ud800": "U+D800", "\\uD800": "\\uD800",
+    "\udfffx\ud800": "U+DFFFxU+D800", "a\x00b": "aU+0000b", "a\U000e0041b": "aU+E0041b",
     "\u202egnp.exe\u2066": "U+202Egnp.exeU+2066", "\x1b[31mred\x07": "U+001B[31mredU+0007"}
 
 
@@ -478,6 +479,15 @@ def without_answers(folder):
     return Report(handmade(folder, tries, metrics, config)).write()
 
 
+def long_names(folder):
+    """Names that no line holds, with and without a place to break them."""
+    tries = [made(1, "generate", "p" * 300, "wrong", source=who, reward=0.5, scores={"s" * 300: 1.0})
+             for who in ("W" * 300, "a model " * 40, "student")]
+    task = Riddles()
+    task.train = [Problem("p" * 300, "q", "a", "G" * 300), Problem("2", "q", "a", "H" * 300)]
+    return Report(handmade(folder, tries, [share(0), of_iteration(1, tries)]), task).write()
+
+
 KINDS = """
 const rows = [...document.querySelectorAll("#lost tbody tr")].length, marks = text("marks");
 return {headline: text("headline"), found: text("found"), rows, marks, flat: flat(), detail: text("detail"),
@@ -492,7 +502,8 @@ def test_all_kinds_of_runs_are_shown(tmp_path, setup, tokenizer):
     _, pool = played(tmp_path / "pool", setup(Varied(spoken), iterations=2, reward="a", **FOUR), crowd(tokenizer))
     kinds = {"empty": Report(handmade(tmp_path / "empty", [], [])).write(), "groups": many_groups(tmp_path / "groups"),
              "base": Report(handmade(tmp_path / "base", [made(0, "evaluate", "a", "wrong")], [share(0)])).write(),
-             "baseline": baseline(tmp_path / "baseline"), "open": without_answers(tmp_path / "open"), "pool": pool.path}
+             "baseline": baseline(tmp_path / "baseline"), "open": without_answers(tmp_path / "open"), "pool": pool.path,
+             "long": long_names(tmp_path / "long")}
     seen = look(tmp_path, {name: (path, KINDS) for name, path in kinds.items()}, width=390)
     assert all(one["flat"] for one in seen.values())  # nothing sticks out on a phone
     assert seen["empty"]["found"] == "0 problems, 0 answers"
@@ -557,10 +568,9 @@ return {seen, found: [one, found()], images: document.images.length, scripts: do
 @browser
 def test_filters_links_and_masks_and_no_text_is_markup(setup, tmp_path, tokenizer):
     run, page = played(tmp_path / "run", setup(spoken, iterations=2))
-    ids = [t if t != "\ud800" else "lone" for t in HOSTILE]  # an id is sound text
-    tries = [made(1, "generate", i, "wrong", t, t, source=t) for i, t in zip(ids, HOSTILE, strict=True)]
+    tries = [made(1, "generate", t, "wrong", t, t, source=t) for t in HOSTILE]
     lines = {g.problem: {"question": g.text, "right_answer": g.text} for g in tries}
-    lines["lone"]["right_answer"] = "only here"
+    lines["\ud800"]["right_answer"] = "only here"
     spite = Report(handmade(tmp_path / "spite", tries, [of_iteration(1, tries)], more=lines)).write()
     seen = look(tmp_path, {"ways": (page.path, WAYS), "spite": (spite, SPITE)})
     ways, everything = seen["ways"], load(run.folder)
@@ -590,7 +600,7 @@ def test_filters_links_and_masks_and_no_text_is_markup(setup, tmp_path, tokenize
     assert ways["theme"] == ["rgb(253, 253, 251)", "rgb(22, 24, 27)"]
     assert (ways["focus"], ways["key"]) == ("text", ways["next"])
     assert [text for _, text, _ in seen["spite"]["seen"]] == [HOSTILE[g.text] for g in tries]
-    assert [head for head, *_ in seen["spite"]["seen"]] == [f"{HOSTILE.get(i, i)} #" for i in ids]
+    assert [head for head, *_ in seen["spite"]["seen"]] == [f"{shown} #" for shown in HOSTILE.values()]
     assert [elements for *_, elements in seen["spite"]["seen"]] == [0] * len(tries)
     assert seen["spite"]["found"] == [[1, 1], [1, 1]]
     assert (seen["spite"]["images"], seen["spite"]["scripts"], seen["spite"]["flat"]) == (0, 4, True)
