@@ -317,10 +317,12 @@ def _rows_of_table(path: Path, text: str, delimiter: str, quotes: bool, first: i
                 twice, times = Counter(filter(None, names)).most_common(1)[0]
                 if times > 1:
                     raise ValueError(f"{where} names the column {twice[:40]!r} twice: the first line must name each "
-                                     "column, and no two alike")
+                                     f"column, and no two alike; {no_names(names)}".rstrip("; "))
             elif len(cells) != len(names):
-                raise ValueError(f"{where} has {len(cells)} cells, and the first line names {len(names)} columns: a "
-                                 f"cell that holds {delimiter!r} or a line break must stand in quotes")
+                advice = (f"one that holds {delimiter!r} must stand in quotes" if len(cells) > len(names) else
+                          f"an empty one keeps its {delimiter!r}, and one that holds a line break stands in quotes")
+                raise ValueError(f"{where} has {len(cells)} cell{'s' * (len(cells) != 1)}, and the first line names "
+                                 f"{len(names)} columns: {advice}")
             else:
                 found.append((where, Row((n, c) for n, c in zip(names, cells, strict=True) if n)))
     except csv.Error as e:
@@ -335,3 +337,14 @@ def _swallows(cells: list[str]) -> bool:
     """Are the lines of a row between tabs rows themselves, each with as many cells? Then a quote began as text."""
     tabs = [line.count("\t") for line in "\t".join(cells).split("\n")]
     return len(tabs) > 1 and tabs[0] > 0 and len(set(tabs)) == 1
+
+
+def no_names(cells: Sequence[str]) -> str:
+    """What to do about a first line that looks like data: a number in it, a sentence, the letter of an answer; "" where
+    it looks like names."""
+    data = any(re.fullmatch(r"\W?[0-9][0-9.,:/ %-]*", c) or len(c) > 40 or c.count(" ") > 3 or "?" in c for c in cells)
+    if not data and sum(len(c) == 1 for c in cells) != 1:  # A, B, C and D are names
+        return ""
+    inside = [chr(ord("A") + i) for i in range(len(cells) - 2)] if 4 <= len(cells) <= 28 else []
+    return (f"if the first line is a question, put a line of names on top: {','.join(['question', *inside, 'answer'])}"
+            + f", and --fields choices={'+'.join(inside)}" * bool(inside))

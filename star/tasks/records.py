@@ -14,7 +14,7 @@ from decimal import Decimal
 from typing import Any
 
 from star.problem import Problem, Shot
-from star.tasks.files import Record, Row, each, find, follow, paths, read_records, shown
+from star.tasks.files import Record, Row, each, find, follow, no_names, paths, read_records, shown
 
 __all__ = ["Record", "disjoint", "each", "field", "fill", "find", "hold_out", "key", "named", "one", "read_records",
            "shown", "spelled", "text"]
@@ -33,7 +33,8 @@ def field(record: Record, name: str, advice: str) -> Any:
         there = [repr(p) for p in paths(value)] if isinstance(value, dict) and value else [shown(value)]
         listed = ", ".join(there[:12]) + ", ..." * (len(there) > 12)
         has = "the first line, which names the columns, has" if isinstance(value, Row) else "there is"
-        raise ValueError(f"{where} has no field {name!r} ({has} {listed[:400]}): {advice}") from None
+        above = f"; {no_names(list(value))}" if isinstance(value, Row) and no_names(list(value)) else ""
+        raise ValueError(f"{where} has no field {name!r} ({has} {listed[:400]}): {advice}{above}") from None
 
 
 def one(value: Any) -> Any:
