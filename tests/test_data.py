@@ -571,6 +571,32 @@ def test_parquet_without_its_package(tmp_path, monkeypatch):
     refused(files.read_records, write(tmp_path / "a.parquet", b"PAR1"), words=("a.parquet", "pyarrow", "'.[parquet]'"))
 
 
+# ---- what looks like something else
+
+def test_examples_that_answer_in_other_words_are_told(tmp_path):
+    rows = [{"question": f"Is {i} odd?", "answer": "NY"[i % 2]} for i in range(6)]
+    shots = [{"question": f"Is 1{i} odd?", "rationale": "It is.", "answer": a} for i, a in enumerate(("yes", "no"))]
+    told = ["few-shot examples answer yes, no; the data answers Y, N"]
+    assert ask(tmp_path, "y.jsonl", rows, shots=shots).notes == told
+    for other in ([*shots, shots[0] | {"question": "?", "answer": "y"}], None):
+        assert not ask(tmp_path, "y.jsonl", rows, shots=other).notes
+    assert not ask(tmp_path, "y.jsonl", rows[:3], shots=shots).notes  # too few to say
+
+
+def test_zero_shot_names_a_few_answers(tmp_path):
+    def how(*answers, **flags):
+        rows = [{"question": f"Is {i} odd?", "answer": a} for i, a in enumerate(answers)]
+        task = ask(tmp_path, "z.jsonl", rows, **flags)
+        return task.question(task.train[0]).partition("The answer is ")[2].removesuffix(".\nA:")
+
+    assert how("no", "Yes", "no", "yes", "yes.", "yes") == how("yes", "yes", "no", "no") == "(...), yes or no"
+    assert how(False, True, False, False) == "(...), yes or no"
+    assert how(*["red", "Green", "blue", "grey"] * 3) == "(...), blue, Green, grey or red"
+    for many in (["a", "b", "c", "d", "e"] * 9, ["yes", "no", "yes"], ["yes"] * 4):  # or it would give them away
+        assert how(*many) == "(...), the answer in a few words"
+    assert how("1", "2", "1", "2") == "(...), the number"
+
+
 # ---- what does not fit
 
 

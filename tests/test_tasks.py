@@ -94,7 +94,8 @@ def test_commonsenseqa(tmp_path):
     assert task.question(task.train[0]) == plain
     assert task.hinted(task.train[0]) == plain.replace("(b) river bank", "(b) river bank (CORRECT)")
     assert task.train[0] == Problem("train-1", "Where is it 0?", "b", choices=CHOICES)
-    assert (task.compares, task.chance, task.gold(task.train[0])) == ("as letters of choices", 0.2, None)
+    assert (task.compares, task.gold(task.train[0])) == ("as letters of choices", None)
+    assert task.chance == pytest.approx(0.2)
     assert task.prefix.count("Q: ") == len(task.shots) == 7
     assert "(CORRECT)" not in task.prefix
     assert task.hint_prefix.replace(" (CORRECT)", "") == task.prefix
@@ -245,7 +246,7 @@ def test_choices(tmp_path, listed, answer, letter):
     task = jsonl(tmp_path, records, fields="question=q,answer=a,choices=c.is")
     texts = [str(c["text"]) if isinstance(c, dict) else str(c).strip() for c in listed] if isinstance(listed, list) \
         else listed["text"]
-    assert (task.compares, task.chance) == ("as letters of choices", 1 / len(texts))
+    assert (task.compares, task.chance) == ("as letters of choices", 1)  # it is the same letter twice
     for p in problems(task):
         assert p.answer == letter
         assert p.choices == tuple(" ".join(t.split()) for t in texts)
@@ -372,11 +373,14 @@ def test_chance(tmp_path):
         held = str(lines(tmp_path / "held.jsonl", [r | {"question": "h" + r["question"]} for r in rows]))
         return jsonl(tmp_path, rows, heldout=held, fields="choices=c").chance
 
-    assert of_choices("x", "y") == of_choices("x", "y", "z", "y", "w", "x") == 0.375  # of guessing any
+    assert of_choices("x", "y") == 0.5
+    assert of_choices("x", "y", "z", "y", "w", "x") == 0.375  # of guessing any
     assert of_choices("x", "x", "x", "y") == 0.75  # of always giving the commonest
     numbers = [{"question": f"{i}?", "answer": a} for i, a in enumerate(["7", 7.0, "$7", 8])]
     held = str(lines(tmp_path / "held.jsonl", [r | {"question": "h" + r["question"]} for r in numbers]))
     assert jsonl(tmp_path, numbers, heldout=held).chance == 0.75
+    few = [r | {"question": "h" + r["question"], "answer": "no"} for r in records[:2]]  # of all, not of a few held out
+    assert jsonl(tmp_path, records, heldout=str(lines(tmp_path / "held.jsonl", few))).chance == pytest.approx(5 / 6)
 
 
 # ---- prompts
@@ -577,7 +581,7 @@ def test_examples_of_a_choice_need_their_choices(tmp_path):
             f"line 1 has no field '{name}'", "a few-shot example has question, rationale and answer, and choices"))
     place = Problem("x", "Where?", "b")
     refused(lambda: Questions([replace(place, choices=CHOICES)], [], [Shot(place, "There.")], "choice"), words=(
-        "few-shot example 1 ('Where?') has no choice (b) to mark as right",))
+        "few-shot example 1 (x: 'Where?') has no choice (b) to mark as right",))
 
 
 def test_examples_in_training_are_left_out(tmp_path):

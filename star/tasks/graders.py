@@ -10,7 +10,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from statistics import fmean
 
@@ -21,6 +21,8 @@ from star.tasks.verifier.expression import evaluate, expression
 from star.tasks.verifier.sets import members, one_set
 
 IN_WORD = re.compile(r"\w").match
+TRUTHS = {"true": "yes", "false": "no"}
+FEW = 4  # different answers that an instruction names
 DOMINATES = 1.25  # times its even share: a letter that is right more often than that is told
 
 
@@ -66,15 +68,26 @@ class Number:
 
 
 class Words(Number):
-    """Answers are words: compared in lower case, without article and outer punctuation."""
+    """Answers are words: compared in lower case, without article and outer punctuation.
+
+    problems: where they have few different answers, these are named. truths: who says "true" means "yes".
+    """
 
     compares, form = "as words", "the answer in a few words"
 
+    def __init__(self, problems: Sequence[Problem] = (), truths: bool = False):
+        self.truths = truths
+        among = [a.rstrip(".") for a in few_answers(problems, self.spelling, FEW)]
+        if len(among) > 1:
+            self.form = f"{', '.join(among[:-1])} or {among[-1]}"
+
     def extract(self, text: str) -> str | None:
-        return verifier.phrase(text)
+        found = verifier.phrase(text)
+        return found if found is None else self.spelling(found)
 
     def spelling(self, answer: str) -> str:
-        return verifier.normal(answer)
+        words = verifier.normal(answer)
+        return TRUTHS.get(words, words) if self.truths else words
 
 
 class Set(Number):
@@ -234,9 +247,21 @@ def listed(problem: Problem, marked: str = "") -> str:
     return "\n".join([problem.question, *(["Answer Choices:", *lines] if lines else [])])
 
 
-def grader(grade: str, problems: Sequence[Problem], all_numbers: bool = False) -> Number:
+def few_answers(problems: Sequence[Problem], spelling: Callable[[str], str | None], most: int) -> list[str]:
+    """The different answers, each as it is mostly written, in an order that hangs on nothing else: yes before no. [] if
+    there are more than `most`, or if they hardly repeat."""
+    written, kinds = Counter(p.answer for p in problems), {}
+    for answer in sorted(written, key=lambda a: (-written[a], a)):
+        kinds.setdefault(spelling(answer) or answer, answer)
+        if len(kinds) > most or len(problems) < 2 * len(kinds):
+            return []
+    first = ("yes", "y", "true", "t")
+    return sorted(kinds.values(), key=lambda a: (a.casefold().rstrip(".") not in first, a.casefold()))
+
+
+def grader(grade: str, problems: Sequence[Problem], all_numbers: bool = False, truths: bool = False) -> Number:
     """The grader of this name for these problems."""
     letters = LETTERS[: max((len(p.choices) for p in problems), default=0)]
     made = any(p.numbers for p in problems)
-    return {"number": Number, "choice": lambda: Choice(letters), "text": Words, "set": Set,
+    return {"number": Number, "choice": lambda: Choice(letters), "text": lambda: Words(problems, truths), "set": Set,
             "value": lambda: Value(made, all_numbers), "none": Nothing}[grade]()

@@ -17,7 +17,7 @@ from copy import copy
 
 from star.problem import Problem, Shot
 from star.tasks import Task, records, verifier
-from star.tasks.graders import grader, listed
+from star.tasks.graders import few_answers, grader, listed
 
 STATES_AN_ANSWER = re.compile(r"answer(?:\s+is\b|\s*:)|####|\\boxed", re.I)
 TOLD = re.compile(  # a rationale that speaks of an answer it was shown
@@ -32,6 +32,7 @@ class Questions(Task):
     grade: "number" | "choice" | "text" | "set" | "value" | "none". An answer is a number in the verifier's spelling, a
     letter, words, members with commas between, or an expression or its value; "" where there are none.
     gold: Problem.id -> human rationale. all_numbers: an expression has to use every number that its problem gives.
+    truths: the file says true and false where "yes" and "no" are asked for.
     Raises ValueError for a few-shot example that is held out, or that does not arrive at its answer.
     """
 
@@ -39,16 +40,18 @@ class Questions(Task):
     direct = False  # answers without their rationales
 
     def __init__(self, train: list[Problem], heldout: list[Problem], shots: Sequence[Shot], grade: str,
-                 gold: dict[str, str] | None = None, all_numbers: bool = False):
-        self.grader = grader(grade, [*train, *heldout], all_numbers)
+                 gold: dict[str, str] | None = None, all_numbers: bool = False, truths: bool = False):
+        self.grader = grader(grade, [*train, *heldout], all_numbers, truths)
         self.shots, self.heldout, self.rationales = list(shots), heldout, gold or {}
         self.train, self.notes = records.disjoint(train, heldout, self.shots, self.grader.meaning)
         self.compares, self.hint_mark = self.grader.compares, self.grader.hint_mark
-        self.chance = self.grader.chance(heldout)
         for i, shot in enumerate(self.shots, 1):
-            self._check(shot, f"few-shot example {i} ({shot.problem.question[:40]!r})")
+            self._check(shot, f"few-shot example {i} ({shot.problem.id}: {shot.problem.question[:40]!r})")
         everything = [*self.train, *heldout]
+        self.chance = self.grader.chance(everything)  # of all: three held-out ones tell little
         self.notes += self.grader.notes(everything)
+        if grade not in ("choice", "value"):
+            self.notes += self._strangers(everything)
         kinds = {(p.answer, p.numbers): p for p in everything if self.ending(p.answer)}  # one of each: most are alike
         bad = {kind for kind, p in kinds.items() if not self.grader.right(p, self.ending(p.answer))}
         mute = [p.id for p in everything if (p.answer, p.numbers) in bad]
@@ -64,6 +67,14 @@ class Questions(Task):
                              f"{self.compares}: {advice}")
         if self.hint_mark and self.hinted(shot.problem) == self.question(shot.problem):
             raise ValueError(f"{name} has no choice {self.grader.stated(answer)} to mark as right")
+
+    def _strangers(self, problems: Sequence[Problem]) -> list[str]:
+        """A line where the examples answer otherwise than the data does: "yes" where all of it says "Y"."""
+        spelling = self.grader.spelling
+        known, said = few_answers(problems, spelling, 5), list(dict.fromkeys(s.problem.answer for s in self.shots))
+        if not known or not said or {*map(spelling, known)} & {*map(spelling, said)}:
+            return []
+        return [f"few-shot examples answer {', '.join(said[:5])}; the data answers {', '.join(known)}"]
 
     def question(self, problem: Problem) -> str:
         return self._prompt(listed(problem))
