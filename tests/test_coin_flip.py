@@ -140,7 +140,7 @@ def test_other_files_of_this_form(tmp_path):
     (tmp_path / "shots.json").write_text(json.dumps(shots))
     task = load_task("coin_flip", data=file(tmp_path), few_shot=tmp_path / "shots.json")
     assert "worded otherwise" in task.notes[0]
-    assert task.notes[0].endswith("example-1")
+    assert task.notes[0].endswith("shots.json, entry 1")
 
 
 def test_what_does_not_fit_is_refused_by_its_place(tmp_path):

@@ -6,10 +6,12 @@ import io
 import json
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from conftest import refused
 
+import star.tasks
 from star.problem import Problem
 from star.tasks import files, load_task, records
 
@@ -118,7 +120,7 @@ def test_big_bench_as_rows(tmp_path):
     for scores in ([1, 1], [0, 0], [0.5, 0.5], [0, 1, 0]):
         refused(lambda s=scores: ask(tmp_path, "bb.jsonl", [rows[0], rows[1] | {"multiple_choice_scores": s}], fields=
                 "question=inputs,choices=multiple_choice_targets,answer=multiple_choice_scores"),
-                words=("bb.jsonl, line 2: field 'multiple_choice_scores' is [", "1 for the right one"))
+                words=("bb.jsonl, line 2: field 'multiple_choice_scores' is [", "1", "and 0 for the others"))
 
 
 def test_choices_inside_the_question(tmp_path):
@@ -573,6 +575,92 @@ def test_parquet_without_its_package(tmp_path, monkeypatch):
 
 # ---- what looks like something else
 
+RED = [{"question": f"What is red {i}?", "choices": ["a rose", "a lime"], "answer": "ba"[i % 2]} for i in range(8)]
+
+
+def test_choices_under_their_usual_name_are_shown(tmp_path):
+    shot = RED[0] | {"question": "s?", "rationale": "Limes are green."}
+    for grade in ("auto", "choice"):
+        task = ask(tmp_path, "red.jsonl", RED, shots=[shot], grade=grade)
+        assert problems(task)[1] == Problem("red-2", "What is red 1?", "a", choices=("a rose", "a lime"))
+        assert task.prefix.startswith("Q: s?\nAnswer Choices:\n(a) a rose\n(b) a lime\nA:")
+        assert not task.notes
+    spelt = "question,choices,answer\n" + "".join(f"{i}?,\"['x', 'y']\",B\n" for i in range(3))
+    assert problems(ask(tmp_path, "red.csv", spelt))[0].choices == ("x", "y")
+    scores = [{"question": f"{i}?", "choices": {"x": 0, "y": 1}} for i in range(3)]
+    assert problems(ask(tmp_path, "red.jsonl", scores))[0].answer == "b"
+    said = ask(tmp_path, "red.jsonl", RED, fields="question=question+choices")  # whoever asks for them by hand
+    assert (said.compares, said.notes, problems(said)[0].choices) == ("as words", [], ())
+    refused(lambda: ask(tmp_path, "red.jsonl", [*RED, RED[0] | {"answer": "a leaf"}]),
+            words=("line 9: the answer 'a leaf' is neither", "--grade text asks without the field 'choices'"))
+    refused(lambda: ask(tmp_path, "red.jsonl", RED, fields="answer=key"),
+            words=("no field 'key' (there is 'question', 'choices', 'answer'): --task jsonl takes another by --field",))
+    refused(lambda: ask(tmp_path, "red.jsonl", RED, shots=[{k: v for k, v in shot.items() if k != "choices"}]),
+            words=("shots.jsonl, line 1 has no field 'choices'",))
+
+
+def test_the_examples_of_the_readme_are_read_as_it_says(tmp_path):
+    readme = (Path(star.tasks.__file__).parent / "README.md").read_text(encoding="utf-8")
+    number, choice = (json.loads(line) for line in readme.splitlines() if line.startswith('{"question"'))
+    for row, compares in ((number, "as numbers"), (choice, "as letters of choices")):
+        rows = [row, row | {"question": "And if it rains?"}]
+        assert ask(tmp_path, "r.jsonl", rows).compares == compares
+
+
+@pytest.mark.parametrize(("name", "field"), [
+    ("options", "options"), ("Endings", "Endings"), ("in", "in.choices"), ("choices", "choices")])
+def test_choices_that_are_not_shown_are_told(tmp_path, name, field):
+    def record(r):
+        listed = r["choices"] if name != "in" else {"choices": r["choices"], "n": 1}
+        return {"question": r["question"], name: listed, "answer": r["answer"]}
+
+    rows = [*map(record, RED), {"question": "none?", "answer": "b"}]
+    task = ask(tmp_path, "red.jsonl", rows)
+    why = f", for {tmp_path / 'red.jsonl'}, line 9 has none there" if name == "choices" else ""
+    assert task.notes[0] == f"the file has a field '{field}', which is not shown{why}: --fields choices={field}"
+    assert not ask(tmp_path, "red.jsonl", rows[:-1], fields=f"choices={field}").notes
+    told = ask(tmp_path, "red.jsonl", rows[:-1], grade="text").notes[0]
+    assert told == (f"the file has a field '{field}', which is not shown by --grade text: --fields choices={field} in "
+                    "its place")
+    assert "by --grade none" in ask(tmp_path, "red.jsonl", rows[:-1], grade="none").notes[0]
+    refused(lambda: ask(tmp_path, "red.jsonl", rows, grade="choice"),
+            words=("belong together", told.partition(" by ")[0]))
+    assert not ask(tmp_path, "red.jsonl", [r | {name: None} for r in rows]).notes  # a column that is empty
+    if name != "in":
+        assert "not shown" in ask(tmp_path, "red.jsonl", [r | {name: "a rose | a lime"} for r in rows]).notes[0]
+
+
+@pytest.mark.parametrize(("columns", "told"), [
+    ("A,B,C", "A+B+C"), ("option1,option2", "option1+option2"), ("Choice_a,Choice_b", "Choice_a+Choice_b"),
+    ("x,y", ""), ("1,2", ""), ("B,C", ""), ("A,x", ""), ("level,b", "")])
+def test_choices_in_columns_that_are_not_shown_are_told(tmp_path, columns, told):
+    cells = ["rose", "lime", "lily"][: columns.count(",") + 1]
+    table = f"question,{columns},answer\n" + "".join(f"{i}?,{','.join(cells)},{cells[i % 2]}\n" for i in range(6))
+    task = ask(tmp_path, "a.csv", table)
+    assert [n for n in task.notes if "not shown" in n] == [
+        f"the file has fields {', '.join(map(repr, told.split('+')))}, which are not shown: --fields choices={told}"
+    ] * bool(told)
+    assert not told or not ask(tmp_path, "a.csv", table, fields=f"choices={told}").notes
+
+
+@pytest.mark.parametrize("words", [("TRUE", "FALSE"), ("true", "False"), ("True.", " false"), (True, "false"),
+                                   ([True], [False])])
+def test_truths_in_words(tmp_path, words):
+    """A table writes TRUE where JSON writes true; whoever says one means the other."""
+    rows = [{"question": f"Is {i} odd?", "answer": words[1 - i % 2]} for i in range(6)]
+    shots = [{"question": "Is 9 odd?", "rationale": "9 = 2 * 4 + 1.", "answer": words[0]},
+             {"question": "Is 8 odd?", "rationale": "8 = 2 * 4. The answer is false.", "answer": "no"}]
+    task = ask(tmp_path, "t.jsonl", rows, shots=shots)
+    assert [a for _, a in asked(task)] == ["no", "yes"] * 3
+    assert task.prefix.endswith("1. The answer is yes.\n\nQ: Is 8 odd?\nA: 8 = 2 * 4. The answer is false.\n\n")
+    assert task.notes == ["answers are true or false in the file, and asked for as yes or no"]
+    assert task.right(problems(task)[1], "It is. The answer is True.")
+    assert not task.right(problems(task)[1], "It is. The answer is false.")
+    other = ask(tmp_path, "t.jsonl", [*rows, {"question": "Rome?", "answer": "Rome"}])  # as before: not all are truths
+    assert [a for _, a in asked(other)][1] == (words[0] if isinstance(words[0], str) else "yes")
+    assert not [n for n in other.notes if "true" in n]
+
+
 def test_examples_that_answer_in_other_words_are_told(tmp_path):
     rows = [{"question": f"Is {i} odd?", "answer": "NY"[i % 2]} for i in range(6)]
     shots = [{"question": f"Is 1{i} odd?", "rationale": "It is.", "answer": a} for i, a in enumerate(("yes", "no"))]
@@ -595,6 +683,40 @@ def test_zero_shot_names_a_few_answers(tmp_path):
     for many in (["a", "b", "c", "d", "e"] * 9, ["yes", "no", "yes"], ["yes"] * 4):  # or it would give them away
         assert how(*many) == "(...), the answer in a few words"
     assert how("1", "2", "1", "2") == "(...), the number"
+
+
+@pytest.mark.parametrize(("answers", "told"), [
+    (["9,5", "10", "1,50 €", "7"], "2 with an answer like '9,5'"), (["1.234,56", "0,125"], "2 with an answer like '"),
+    (["-9,5", "$3,2"], "2 with"), (["red", "blue", "9,5"], ""), (["1,500", "2,000"], ""), (["1, 2, 3", "Rome"], "")])
+def test_decimal_commas_are_told(tmp_path, answers, told):
+    rows = [{"question": f"{i}?", "answer": a} for i, a in enumerate(answers)]
+    notes = [n for n in ask(tmp_path, "c.jsonl", rows).notes if "comma" in n]
+    assert len(notes) == bool(told)
+    if told:
+        assert notes[0].startswith(told)
+        assert "a decimal point, not a comma" in notes[0]
+        refused(lambda: ask(tmp_path, "c.jsonl", rows, grade="number"),
+                words=("is not one number; numbers are read with a decimal point, not a comma; ", "--grade text"))
+
+
+def test_values_without_numbers_are_told(tmp_path):
+    note = "no numbers are named, so that the target itself is a right answer: --fields numbers=..."
+    rows = [{"question": f"{i}?", "answer": f"{i}/7", "nums": [i, 7]} for i in range(1, 5)]
+    assert ask(tmp_path, "v.jsonl", rows, grade="value").notes == [note]
+    assert note not in ask(tmp_path, "v.jsonl", rows, grade="value", fields="numbers=nums").notes
+
+
+@pytest.mark.parametrize(("scores", "words"), [
+    ({"x": 1, "y": 1, "z": 0}, "marks 2 choices as right; one is needed"),
+    ({"x": 0, "y": 0}, "marks no choice as right"),
+    ({"x": 0.5, "y": 0.5}, "marks no choice as right"), ({"x": 1, "y": 0.5}, "must hold 1 for the right choice and 0")])
+def test_scores_that_mark_no_choice_or_two(tmp_path, scores, words):
+    rows = [{"question": f"{i}?", "t": {"x": 1, "y": 0}} for i in range(3)] + [{"question": "d?", "t": scores}]
+    for fields in ("choices=t", "choices=t,answer=t", "answer=t"):
+        refused(lambda f=fields: ask(tmp_path, "a.json", rows, fields=f), words=("a.json, entry 4: field 't' ", words))
+    listed = [{"question": r["question"], "c": list(r["t"]), "s": list(r["t"].values())} for r in rows]
+    refused(lambda: ask(tmp_path, "a.json", listed, fields="choices=c,answer=s"),
+            words=("entry 4: field 's' is [", words))
 
 
 # ---- what does not fit

@@ -548,13 +548,15 @@ def test_grading_is_total(grade):
 @pytest.mark.parametrize(
     ("shot", "words"),
     [
-        ({"rationale": "The answer is 5."}, ["'2+2?'", "The answer is 5.", "does not arrive at its answer '4'"]),
+        ({"rationale": "The answer is 5."}, ["few-shot example 2 (", "shots.jsonl, line 2: '2+2?')",
+                                             "The answer is 5.", "does not arrive at its answer '4'"]),
         ({"rationale": "So it is 5.\n#### 5"}, ["does not arrive at its answer '4', compared as numbers"]),
         ({"answer": "many"}, ["does not arrive at its answer 'many'", "correct one of them"]),
         ({"answer": "4 or 5"}, ["does not arrive at its answer"]),
         ({"answer": None}, ["shots.jsonl, line 2: field 'answer' is null"]),
         ({"rationale": ""}, ["shots.jsonl, line 2: field 'rationale' is"]),
-        ({"question": "what is 1 + 1?"}, ["few-shot example 2 is held-out problem toy-2", "take another"]),
+        ({"question": "what is 1 + 1?"}, ["few-shot example 2 (", "shots.jsonl, line 2) is held-out problem toy-2",
+                                             "take another"]),
     ],
 )
 def test_bad_examples(tmp_path, shot, words):
@@ -617,7 +619,8 @@ def test_examples_in_training_are_left_out(tmp_path):
         (QA, {"template": "{question}", "fields": "question=q"}, ["--template and --fields question", "leave one"]),
         (QA, {"template": "What is it?"}, ["--template 'What is it?' names no field", "in braces"]),
         (QA, {"template": "{question} {x.y}"}, ["line 1 has no field 'x.y' (there is 'question', 'answer')"]),
-        (QA[:1], {}, ["task jsonl has 0 training and 1 held-out problems"]),
+        (QA[:1], {}, ["toy.jsonl holds 1 problem, which --heldout-share holds out", "by --heldout"]),
+        (QA[:1] * 3, {}, ["toy.jsonl holds 3 problems, all of one question, which --heldout-share holds out"]),
         (QA, {"heldout": "x.jsonl", "heldout_share": 0.5}, ["--heldout ", "--heldout-share", "leave one"]),
         (QA, {"shots": 2}, ["--zero-shot shows no examples", "leave out --few-shot and --shots"]),
         (QA, {"few_shot": "x.jsonl"}, ["--zero-shot shows no examples"]),

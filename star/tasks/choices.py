@@ -33,6 +33,9 @@ SPEAKS_OF_OTHERS = re.compile(  # a choice: "all of the above", "both A and C", 
     r"|(?-i:\(?\b[A-H]\)?(?:\s*,\s*|\s+(?:and|or|nor|&)\s+)\(?[A-H]\b)", re.I)
 NAMES_LETTERS = re.compile(r"\([A-H]\)|\b(?:[Oo]ption|[Cc]hoice|[Aa]nswer)s?\s+\(?[A-H]\b")  # a question
 SAYS_LETTER = re.compile(r"\([A-Za-z]\)|\b(?:options?|choices?|answer)\b", re.I)  # a rationale
+USUAL = ("choices", "options", "endings", "target_scores", "mc1_targets", "multiple_choice_targets", "alternatives",
+         "answer_choices")  # what files call them
+APART = re.compile(r"(option|choice|answer|ending|alternative|sol|opt?|)[ _-]?([a-h]|(?<=[a-z _-])[0-9])", re.I)
 MOST_LITERAL = 100_000  # characters of a list that is written as text
 
 
@@ -62,8 +65,32 @@ def listed(record: Record, name: str, answer: str, advice: str) -> Listed:
         if None not in spelled and all(found.labels):
             kept = tuple(s if isinstance(t, str) else t for s, t in zip(spelled, found.texts, strict=True))
             return replace(found, texts=kept, labels=() if list(found.labels) == spelled else found.labels)
+    if name == answer and (why := mismarked(unwritten(value))):
+        raise ValueError(f"{record[0]}: field {name!r} {why}")
     raise ValueError(f"{record[0]}: field {name!r} is {records.shown(value)}; it must be a list of 2 to {len(LETTERS)} "
                      "choices, each a text or {label, text}, or a text with letters, (A) ... (B) ...")
+
+
+def holds(record: Record, name: str) -> bool:
+    """Does a record have choices there, scores of them included?"""
+    try:
+        value = unwritten(records.field(record, name, ""))
+        return (isinstance(value, dict) and scored(value)) or bool(listed(record, name, "", ""))
+    except ValueError:
+        return False
+
+
+def apart(names: Sequence[str]) -> list[str]:
+    """Those of a table's names that look like choices in columns of their own: A, B, C, D; option1, option2."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for name in names:
+        if column := APART.fullmatch(name):
+            found.setdefault(column[1].lower(), []).append((column[2].lower(), name))
+    for columns in found.values():
+        ends = "".join(end for end, _ in columns)
+        if len(ends) > 1 and any(run.startswith(ends) for run in (LETTERS, "0123456789", "123456789")):
+            return [name for _, name in columns]
+    return []
 
 
 def _of(value: Any, scored: bool) -> Listed | None:
@@ -155,8 +182,24 @@ def _fields(record: Record, several: list[str], advice: str) -> Listed:
 def scores(values: Any) -> int | None:
     """Which of some scores, of a list or an object, is the 1 among zeros; None where they are something else."""
     values = list(without_nulls(values).values()) if isinstance(values, dict) else values
-    numbers = [v for v in values if isinstance(v, int | float) and v in (0, 1)]
-    return values.index(1) if len(numbers) == len(values) and numbers.count(1) == 1 else None
+    whole = scored(values) and all(v in (0, 1) for v in values)
+    return values.index(1) if whole and values.count(1) == 1 else None
+
+
+def scored(values: Any) -> bool:
+    """Are these scores, whichever they name as right?"""
+    values = list(without_nulls(values).values()) if isinstance(values, dict) else values
+    return bool(values) and all(isinstance(v, int | float) and 0 <= v <= 1 for v in values)
+
+
+def mismarked(values: Any) -> str:
+    """Why scores name no choice, {"red": 1, "blue": 1}; "" where they do, or are no scores."""
+    if not isinstance(values, dict | list) or not scored(values) or scores(values) is not None:
+        return ""
+    times = list(values.values() if isinstance(values, dict) else values).count(1)
+    if times == 1:
+        return f"is {records.shown(values)}; it must hold 1 for the right choice and 0 for the others"
+    return f"marks {times or 'no'} choice{'s' * (times > 1)} as right; one is needed, with 1, and 0 for the others"
 
 
 def _count(given: Any) -> int | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from star.problem import Problem, Shot
 from star.tasks import choices, files, verifier
 from star.tasks.fields import (
+    DECIMAL_COMMA,
     PARTS,
     Fields,
     parse_choices,
@@ -47,9 +48,9 @@ def read_shots(path: str | Path, grade: str = "text", names: Fields = PLAIN, way
     found = []
     for i, (r, own) in enumerate(lines):
         if grade == "choice":
-            problem = parse_problem(r, own, grade, f"example-{i + 1}", rows[i][1], right[i])
+            problem = parse_problem(r, own, grade, r[0], rows[i][1], right[i])
         else:  # the answer stays as it is written: `Questions` says whether the rationale arrives at it
-            problem = parse_problem(r, own, "none", f"example-{i + 1}")
+            problem = parse_problem(r, own, "none", r[0])
             problem = replace(problem, answer=raw_answer(r, own, grade) if grade != "none" else "")
         found.append(Shot(problem, rationales[i]))
     return found
@@ -69,7 +70,7 @@ def _own_fields(line: Record, names: Fields, grade: str, advice: str) -> Fields:
         if names.has(line, part) and not (part == "rationale" and USUAL.has(line, part)):
             wanted[part] = getattr(names, part)
     template = names.template if names.template and names.has(line, "question") else ""
-    return Fields(**wanted, template=template, advice=advice)
+    return Fields(**wanted, template=template, truths=names.truths, advice=advice)
 
 
 def examples(few_shot: Path | None, zero_shot: bool, shots: int | None, grade: str = "text", names: Fields = PLAIN,
@@ -102,7 +103,7 @@ def load(data: Path, few_shot: Path | None = None, zero_shot: bool = False, shot
         (default: as all of them can be read)
     fields: names in your file, as question=Body+Question,answer=Answer,choices=options,rationale=solution,group=Type;
         + joins several, dots look inside objects and lists; numbers=nums is what an expression may be made of, each
-        once (default: question and answer)
+        once (default: question and answer, and choices where all have some)
     template: the question, of fields in braces, as 'Make {target} of {nums}.' (default: the field question)
     records: where the list of questions is in a JSON file, as data.train (default: its one list)
     heldout: file of held-out problems (default: a part of --data)
@@ -119,21 +120,34 @@ def load(data: Path, few_shot: Path | None = None, zero_shot: bool = False, shot
         held = files.read_records(heldout or data, inside=heldout_records or records, wanted=bool(heldout_records))
         lines.append((held, other if other != stem else f"heldout-{other}"))
     found = read(lines, names, grade)
-    shown = examples(few_shot, zero_shot, shots, found.grade, names, way=found.way, inside=records)
+    shown = examples(few_shot, zero_shot, shots, found.grade, found.names, way=found.way, inside=records)
     part = 0.1 if heldout_share is None else heldout_share
     train, held = found.parts if len(lines) > 1 else hold_out(found.parts[0], part)
+    if not train:
+        raise ValueError(f"{data} holds {len(held)} problem{'s, all of one question' * (len(held) > 1)}, which "
+                         "--heldout-share holds out, so that nothing is left to train on: give more, or name held-out "
+                         "problems by --heldout")
     notes = list(found.notes)
     if shuffle_choices:
         train, held, shown, told = _shuffled(found.grade, train, held, shown)
         notes += told
     if all_numbers and names.numbers is None:
         raise ValueError("--all-numbers asks for every given number: name them by --fields numbers=...")
-    task = Questions(train, held, shown, found.grade, found.gold, all_numbers)
-    task.notes += notes
-    odd = [p.id for p in [*task.train, *held] if verifier.one_number(p.answer) is None]
-    if grade == "auto" and found.grade == "text" and len(odd) * 2 < len(task.train) + len(held):
-        task.notes.append(f"{len(odd)} with an answer that is no number, so words are compared: {named(odd)}")
+    task = Questions(train, held, shown, found.grade, found.gold, all_numbers, found.names.truths)
+    task.notes += notes + (_no_numbers([*task.train, *held]) if grade == "auto" and found.grade == "text" else [])
     return task
+
+
+def _no_numbers(problems: list[Problem]) -> list[str]:
+    """A line where answers are compared as words because some of them only nearly are numbers."""
+    odd = [p for p in problems if verifier.one_number(p.answer) is None]
+    commas = [p for p in odd if DECIMAL_COMMA.fullmatch(p.answer)]
+    if len(commas) * 2 > len(odd):
+        return [f"{len(commas)} with an answer like {commas[0].answer!r}, so words are compared: numbers are read with "
+                f"a decimal point, not a comma: {named([p.id for p in commas])}"]
+    if len(odd) * 2 < len(problems):
+        return [f"{len(odd)} with an answer that is no number, so words are compared: {named([p.id for p in odd])}"]
+    return []
 
 
 def _refuse(few_shot: Path | None, zero_shot: bool, heldout: Path | str | None, share: float | None,

@@ -119,8 +119,8 @@ def disjoint(train: list[Problem], heldout: list[Problem], shots: Sequence[Shot]
     held = {k: p.id for k, p in zip(held_keys, heldout, strict=True)}
     for i, shot in enumerate(shots, 1):
         if key(shot.problem) in held:
-            raise ValueError(f"few-shot example {i} is held-out problem {held[key(shot.problem)]}: every prompt would "
-                             "show it; take another")
+            raise ValueError(f"few-shot example {i} ({shot.problem.id}) is held-out problem {held[key(shot.problem)]}: "
+                             "every prompt would show it; take another")
     asked: dict[str, dict[str, str]] = {}  # key -> what is answered -> the first problem that says so
     for k, p in zip([*held_keys, *train_keys], [*heldout, *train], strict=True):
         asked.setdefault(k, {}).setdefault(meaning(p), p.id)
