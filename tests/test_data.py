@@ -587,7 +587,9 @@ def test_choices_under_their_usual_name_are_shown(tmp_path):
         assert not task.notes
     spelt = "question,choices,answer\n" + "".join(f"{i}?,\"['x', 'y']\",B\n" for i in range(3))
     assert problems(ask(tmp_path, "red.csv", spelt))[0].choices == ("x", "y")
-    scores = [{"question": f"{i}?", "choices": {"x": 0, "y": 1}} for i in range(3)]
+    given = [{"question": f"{i}?", "choices": ["x", "y"], "answer": i, "nums": [i, 0]} for i in range(3)]
+    assert problems(ask(tmp_path, "red.jsonl", given, fields="numbers=nums"))[0].choices == ()
+    scores = [{"question": f"{i}?", "choices": {"a rose": 0, "a lime": 1}} for i in range(3)]
     assert problems(ask(tmp_path, "red.jsonl", scores))[0].answer == "b"
     said = ask(tmp_path, "red.jsonl", RED, fields="question=question+choices")  # whoever asks for them by hand
     assert (said.compares, said.notes, problems(said)[0].choices) == ("as words", [], ())
@@ -787,6 +789,13 @@ def test_scores_that_mark_no_choice_or_two(tmp_path, scores, words):
 ])
 def test_what_does_not_fit_is_one_line(tmp_path, name, value, flags, words):
     refused(lambda: ask(tmp_path, name, value, **flags), words=tuple(words))
+
+
+def test_a_first_line_that_looks_like_data():
+    for line in ("Who is it?,Ann", "Name a sea,Red,Dead,A", "Take a pen and write,x", "one,$1.50", "a,b,3", "x" * 41):
+        assert files.no_names(line.split(",")).startswith("if the first line is a question, put a line of names on top")
+    for line in ("q,A,B,C,D,solution", "prompt,right answer", "q,a", "sentence,option1,option2", ""):
+        assert files.no_names(line.split(",")) == "", line
 
 
 def test_large_files_take_no_minutes(tmp_path):
