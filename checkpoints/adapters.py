@@ -26,6 +26,10 @@ BEYOND = ("use_dora", "modules_to_save", "lora_bias", "fan_in_fan_out", "layer_r
           "velora_config", "monteclora_config", "megatron_config")  # settings of PEFT that change what is computed
 OUTSIDE = "{} adapts the embedding or the head ({}), which is not supported: only the linears of the blocks are"
 MOST = 1e30  # of an alpha
+END, LAYER = r"(.*\.)?({})$", r"(?:^|.*?\.){}\.(\d+)\."  # where PEFT looks for patterns in a module's path
+WILD = re.compile(r"(?:[*+{?].*){4}|\)[*+{]|[*+}?][*+{]", re.S)  # expressions that Python's own `re` may try for hours
+MOST_SECONDS = 0.5  # that one of those is tried on one name
+MOST_LETTERS, MOST_COUNT = 5000, 1000  # of an expression, and of the product of its counts: gigabytes otherwise
 NEW_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations that change the base's weights
 
 
@@ -110,7 +114,7 @@ def load_adapter(model: Decoder, path: str | Path) -> None:
             A, B = _pair(tensors, name, rank, shapes[part])
             order = layout.order(part)
             ranks[part], pairs[part] = rank, (A, B if order is None else B[order], scale)
-    _attach(model, ranks, pairs, config)
+    _attach(model, ranks, pairs, config["file"])
 
 
 def _module_names(model: Decoder, tensors: TensorFile) -> dict[str, str]:
@@ -168,11 +172,42 @@ def _check_targets(tensors: TensorFile, names: Collection[str], outside: list[st
                              "exclude_modules or layers_to_transform): PEFT would not load them; correct one of them")
 
 
+def _match(expression: str, name: str, config: dict, whole: bool = False) -> re.Match | None:
+    """re.match, or fullmatch, in a limited time. ValueError names the expression that takes longer."""
+    file, how = config.get("file", "adapter_config.json"), "fullmatch" if whole else "match"
+    if not WILD.search(expression):
+        return getattr(re, how)(expression, name)
+    try:
+        import regex
+    except ImportError:
+        raise ValueError(f"{file}: the expression {expression[:60]!r} needs the package regex: pip install -e "
+                         "'.[models]'") from None
+    try:
+        return getattr(regex, how)(expression, name, timeout=MOST_SECONDS)
+    except regex.error as e:
+        raise ValueError(f"{file}: {expression[:60]!r} is no regular expression ({e})") from None
+    except TimeoutError:
+        raise ValueError(f"{file}: the expression {expression[:60]!r} was tried on {name} for {MOST_SECONDS} s without "
+                         "an end: write a simpler one") from None
+
+
+def _check_expression(expression: str, around: str) -> None:
+    """ValueError says why this is no regular expression to be tried, alone or with that around it."""
+    counts = [int(n[:9]) for n in re.findall(r"\{[^}]*?(\d+),?\}", expression)]
+    if len(expression) > MOST_LETTERS or math.prod(max(n, 1) for n in counts) > MOST_COUNT:
+        raise ValueError(f"more than {MOST_LETTERS} characters, or counts whose product is above {MOST_COUNT}")
+    try:
+        re.compile(expression)
+        re.compile(around.format(expression))
+    except (re.error, OverflowError, RecursionError) as e:
+        raise ValueError(str(e) or type(e).__name__) from None
+
+
 def _targeted(config: dict, name: str) -> bool:
     """PEFT's rule for one module's path."""
     def among(which: str | list[str]) -> bool:
         if isinstance(which, str):
-            return re.fullmatch(which, name) is not None
+            return _match(which, name, config, whole=True) is not None
         return any(name == word or name.endswith(f".{word}") for word in which)
 
     targets, layers = config["target_modules"], config.get("layers_to_transform")
@@ -184,7 +219,7 @@ def _targeted(config: dict, name: str) -> bool:
         return among(targets)
     patterns = config.get("layers_pattern") or r"[^.]*"
     patterns = [patterns] if isinstance(patterns, str) else patterns
-    found = (re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", name) for pattern in patterns)
+    found = (_match(LAYER.format(pattern), name, config) for pattern in patterns)
     layer = next((int(match[1]) for match in found if match), None)
     return layer in (layers if isinstance(layers, list) else [layers])
 
@@ -199,23 +234,29 @@ def _pair(tensors: TensorFile, name: str, rank: int, shape: torch.Size) -> tuple
         raise ValueError(f"{tensors.path}: {name} has ranks {a[0]} and {b[1]} where adapter_config.json says {rank}")
     pair = torch.empty(a, dtype=tensors.dtype(_keys(name)[0])), torch.empty(b, dtype=tensors.dtype(_keys(name)[1]))
     for key, tensor in zip(_keys(name), pair, strict=True):
-        if not tensors.read_into(key, tensor):
-            raise ValueError(f"{tensors.path}: {key} holds numbers that are not finite: fetch it again")
+        if not tensors.read_into(key, tensor) or not tensor.float().isfinite().all():
+            raise ValueError(f"{tensors.path}: {key} holds numbers that are not finite in float32: fetch it again")
     return pair
 
 
-def _attach(
-    model: Decoder, ranks: dict[str, int], pairs: dict[str, tuple[Tensor, Tensor, float]], config: dict
-) -> None:
-    """All adapters of a model have one scale; a module whose scale differs gets the quotient into its B."""
-    scale = _rank_and_scale(config | {"rank_pattern": {}, "alpha_pattern": {}}, "")[1]
+def _attach(model: Decoder, ranks: dict[str, int], pairs: dict[str, tuple[Tensor, Tensor, float]], file: Path) -> None:
+    """All adapters of a model have one scale, the commonest: a module whose scale differs gets the quotient into its B.
+
+    ValueError for a B that float32 does not hold then.
+    """
+    scale, scaled = (Counter(own for *_, own in pairs.values() if own).most_common(1) or [(0.0, 0)])[0][0], {}
+    for part, (a, b, own) in pairs.items():
+        scaled[part] = a, b if own == scale else b.float() * (own / scale)
+        if not scaled[part][1].isfinite().all():
+            raise ValueError(f"{file}: alpha / r is {own:g} for {part} and {scale:g} for most, and float32 does not "
+                             "hold B times their quotient: correct lora_alpha or alpha_pattern")
     lora.remove_lora(model)
     lora.attach(model, ranks, scale)
     with torch.no_grad():
         for part, A, B in adapters(model):
-            a, b, own = pairs[part]
+            a, b = scaled[part]
             A.copy_(a)
-            B.copy_(b if own == scale else b.to(B.dtype) * (own / scale))
+            B.copy_(b)
 
 
 def _read_config(folder: Path) -> dict:
@@ -240,11 +281,14 @@ def _read_config(folder: Path) -> dict:
             if type(value) not in kinds or not 0 < value < MOST:
                 raise ValueError(f"{where}; it must be a positive number")
             try:
-                re.compile(key)
-            except re.error as e:
-                raise ValueError(f"{where}, and {key!r} is no regular expression ({e})") from None
+                _check_expression(key, END)
+            except ValueError as e:
+                raise ValueError(f"{where[:300]}, and that is no regular expression ({e})") from None
+    if not isinstance(config.get("use_rslora"), bool | None):
+        raise ValueError(f"{folder}/adapter_config.json has use_rslora: {config['use_rslora']!r}; it must be true or "
+                         "false")
     _check_names(folder, config)
-    return config
+    return config | {"file": folder / "adapter_config.json"}
 
 
 def _check_names(folder: Path, config: dict) -> None:
@@ -252,14 +296,18 @@ def _check_names(folder: Path, config: dict) -> None:
     for key, kind in (("target_modules", str), ("exclude_modules", str), ("layers_pattern", str),
                       ("layers_to_transform", int)):
         value = config.get(key)
+        if key == "target_modules" and value in ([], ""):
+            raise ValueError(f"{folder}/adapter_config.json has target_modules: {value!r}, which adapts nothing; it "
+                             "must name modules")
         values = value if isinstance(value, list) else [] if value is None else [value]
         if not all(type(v) is kind for v in values):
             raise ValueError(f"{folder}/adapter_config.json has {key}: {value!r}; it must be a "
                              f"{'number' if kind is int else 'name'} or a list of them")
         if key == "layers_pattern" or type(value) is str:
             try:
-                list(map(re.compile, values))
-            except re.error as e:
+                for value in values:
+                    _check_expression(value, LAYER if key == "layers_pattern" else "{}")
+            except ValueError as e:
                 raise ValueError(f"{folder}/adapter_config.json: {key} is no regular expression ({e})") from None
 
 
@@ -267,7 +315,7 @@ def _rank_and_scale(config: dict, name: str) -> tuple[int, float]:
     """Of one module. A pattern's key is a regular expression for the end of a module's path; the first match counts."""
     def of(pattern: str, default: float) -> float:
         entries = (config.get(pattern) or {}).items()
-        return next((value for key, value in entries if re.match(rf"(.*\.)?({key})$", name)), default)
+        return next((value for key, value in entries if _match(END.format(key), name, config)), default)
 
     rank = of("rank_pattern", config["r"])
     return rank, of("alpha_pattern", config["lora_alpha"]) / (math.sqrt(rank) if config.get("use_rslora") else rank)

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import sys
 
 import pytest
 import torch
@@ -122,6 +123,38 @@ def test_ranks_and_alphas_by_pattern(tmp_path, rslora):
     torch.testing.assert_close(again(ids), base(ids), atol=limit, rtol=1e-4)
 
 
+@torch.no_grad()
+def test_an_alpha_of_nothing(tmp_path):
+    """All adapters but one say nothing then."""
+    checkpoints.save_adapter(adapted(), tmp_path / "a")
+    edit(tmp_path / "a" / "adapter_config.json", lora_alpha=0)
+    model, ids = checkpoints.load_model(SHIPPED), torch.arange(2, 15)[None]
+    plain = model(ids)
+    checkpoints.load_adapter(model, tmp_path / "a")
+    assert torch.equal(model(ids), plain)
+    edit(tmp_path / "a" / "adapter_config.json", alpha_pattern={"layers.1.self_attn.q_proj": 6})
+    checkpoints.load_adapter(model, tmp_path / "a")
+    assert not torch.equal(model(ids), plain)
+    odd = {part: bool(B.any()) for part, _, B in adapters(model)}
+    assert [part for part in odd if odd[part]] == ["layers.1.self_attn.q_proj"]
+    checkpoints.save_adapter(model, tmp_path / "b")
+    again = checkpoints.load_model(SHIPPED)
+    checkpoints.load_adapter(again, tmp_path / "b")
+    assert torch.equal(again(ids), model(ids))
+
+
+def test_an_expression_that_needs_a_limit_needs_a_package(tmp_path, monkeypatch):
+    checkpoints.save_adapter(adapted(), tmp_path / "a")
+    edit(tmp_path / "a" / "adapter_config.json", target_modules=r"(?:.*?\.)*layers\.\d+\..*(?:_proj)+")
+    model = checkpoints.load_model(SHIPPED)
+    checkpoints.load_adapter(model, tmp_path / "a")
+    monkeypatch.setitem(sys.modules, "regex", None)
+    with pytest.raises(ValueError, match=r"config.json: the expression .* needs the package regex: pip install"):
+        checkpoints.load_adapter(model, tmp_path / "a")
+    edit(tmp_path / "a" / "adapter_config.json", target_modules=r".*layers\.\d+\..*_proj")
+    checkpoints.load_adapter(model, tmp_path / "a")
+
+
 def test_part_of_the_layers_is_named_by_whole_paths(tmp_path):
     model = adapted(targets=("q_proj",))
     checkpoints.save_adapter(model, tmp_path / "a")
@@ -151,7 +184,18 @@ def test_part_of_the_layers_is_named_by_whole_paths(tmp_path):
     ({"alpha_pattern": {"q_proj": math.nan}}, "'q_proj': nan; it must be a positive number"),
     ({"lora_alpha": math.nan}, "lora_alpha: nan; it must be a number that float32 holds"),
     ({"lora_alpha": 10**400}, "lora_alpha: 1000.*; it must be a number that float32 holds"),
-    ({"alpha_pattern": {"(": 2}}, "'\\(' is no regular expression"),
+    ({"alpha_pattern": {"(": 2}}, r"has '\(': 2, and that is no regular expression"),
+    ({"rank_pattern": {"(?i)q_proj": 2}}, "that is no regular expression .global flags not at the start"),
+    ({"exclude_modules": r"(.*)(.*)(.*)(.*)(.*)(.*)(.*)\7\6\5\4\3\2\1[^\w.]"},
+     "adapter_config.json: the expression .* was tried on model.* for 0.5 s without an end"),
+    ({"target_modules": "a{1000000000}"}, "more than 5000 characters, or counts whose"),
+    ({"alpha_pattern": {"(?:(?:a{99}){0,99}){999,}": 2}}, "more than 5000 characters, or counts whose product"),
+    ({"rank_pattern": {"a" * 6000: 2}}, "more than 5000 characters, or counts whose"),
+    ({"layers_pattern": "(" * 2000 + ")" * 2000}, "layers_pattern is no regular expression"),
+    ({"target_modules": []}, r"has target_modules: \[\], which adapts nothing"),
+    ({"target_modules": ""}, "has target_modules: '', which adapts nothing"),
+    ({"use_rslora": "false"}, "has use_rslora: 'false'; it must be true or false"),
+    ({"lora_alpha": 1e-300, "alpha_pattern": {"layers.0.self_attn.q_proj": 12}}, "float32 does not hold B times"),
     ({"target_modules": "("}, "target_modules is no regular expression"),
     ({"layers_pattern": ["("]}, "layers_pattern is no regular expression"),
     ({"target_modules": {"q_proj": 1}}, "has target_modules: {'q_proj': 1}; it must be a name"),
@@ -170,6 +214,22 @@ def test_adapters_that_are_refused(tmp_path, config, said):
     with pytest.raises(ValueError, match=said):
         checkpoints.load_adapter(model, tmp_path / "a")
     assert not list(lora_modules(model))
+
+
+@pytest.mark.parametrize(("config", "loads"), [
+    ({"rank_pattern": {"(.*)*x": 2}}, True), ({"alpha_pattern": {"(a|.|.)+!": 2}}, True),
+    ({"target_modules": "(.*)*x"}, False), ({"target_modules": ".*.*.*.*.*.*.*.*.*!"}, False),
+    ({"exclude_modules": "(?:.?){60}x"}, True), ({"alpha_pattern": {"(?:a|aa?)+(.+)+!": 2}}, True),
+    ({"layers_pattern": ["(.+)+x"], "layers_to_transform": [0]}, False)])
+def test_expressions_that_python_would_try_for_ever_fit_nothing(tmp_path, config, loads):
+    checkpoints.save_adapter(adapted(targets=("q_proj",)), tmp_path / "a")
+    edit(tmp_path / "a" / "adapter_config.json", **config)
+    model = checkpoints.load_model(SHIPPED)
+    if loads:
+        checkpoints.load_adapter(model, tmp_path / "a")
+    else:
+        with pytest.raises(ValueError, match="holds adapters of .*q_proj, which .* leaves out"):
+            checkpoints.load_adapter(model, tmp_path / "a")
 
 
 def changed(folder, change):
@@ -207,6 +267,7 @@ FIRST = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
     (lambda t: t.update({FIRST + "A.weight": t[FIRST + "A.weight"].flatten()}), {}, "do not fit a linear of shape"),
     (lambda t: t.update({FIRST + "B.weight": t[FIRST + "B.weight"][:, 0].clone()}), {}, "do not fit a linear of shape"),
     (lambda t: t[FIRST + "A.weight"].fill_(math.nan), {}, "q_proj.lora_A.weight holds numbers that are not finite"),
+    (lambda t: t.update({FIRST + "B.weight": t[FIRST + "B.weight"].double() * 1e200}), {}, "not finite in float32"),
     (lambda t: t.update({FIRST + "magnitude_vector": torch.ones(2)}), {}, "is DoRA"),
     (lambda t: t.update({FIRST + "A.default.weight": torch.ones(2, 2)}), {}, "has the adapter's own name in its keys"),
     (lambda t: t.update({FIRST.replace("0", "7") + "A.weight": torch.ones(2)}), {}, "layers.7.* has no place in this"),
