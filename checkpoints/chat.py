@@ -23,7 +23,7 @@ from types import ModuleType
 from checkpoints.files import read_json_if_there
 from checkpoints.sentences import SentencePiece
 from checkpoints.special import SETTINGS, read_special
-from checkpoints.typed import forms, sought, typed
+from checkpoints.typed import sought, typed
 from star.text import Prompt
 
 # The day that templates are told: by the clock, equal runs would differ from one day to the next. Llama 3.1's templates
@@ -35,6 +35,7 @@ SWITCHES = ("enable_thinking", "thinking", "reasoning_effort")
 MARKERS = re.compile(r"<\|(?:im_(?:start|end|sep)|(?:start|end)_header_id|eo[tm]_id|end|endoftext|(?:begin|end)_of_text"
                      r"|(?:start|end)_of_role|end_of_turn|(?:START|END)_OF_TURN_TOKEN)\|>|<(?:start|end)_of_turn>|</?s>"
                      r"|<[be]os>")
+OTHER = "~#%_XYZ" + "".join(map(chr, range(0x4E00, 0x9FFF)))  # characters in place of those of a turn
 LIKE = re.compile(r"<\|\w+\|>")  # what might be one
 
 
@@ -70,9 +71,16 @@ class ChatTemplate:
             return self.render(folded(turns), answered)
         if not text.strip():
             raise ValueError(f"{self.file}: the chat template renders these turns to an empty text")
-        if not answered and not any(form in text for form in forms(turns[-1][1])):
+        if not answered and turns[-1][1].strip() not in text and self._ignores(turns, text):
             raise ValueError(f"{self.file}: the chat template leaves out the last turn: nothing could be learned of it")
-        return Prompt(text, typed(lambda turns: self._run(turns, answered), turns, text, self.sought))
+        return Prompt(text, *typed(lambda turns: self._run(turns, answered), turns, text, self.sought), answered)
+
+    def _ignores(self, turns: Sequence[tuple[str, str]], text: str) -> bool:
+        """Is the text the same whatever the last turn is, or however it begins, or ends?"""
+        *before, (role, content) = turns
+        content, odd = content.strip(), next(c for c in OTHER if c not in turns[-1][1] + text)
+        others = (re.sub(r"\S", odd, content), odd + content[1:], content[:-1] + odd)
+        return any(self.said([*before, (role, other)]) == text for other in others)
 
     def said(self, turns: Sequence[tuple[str, str]], answered: bool = False) -> str:
         """What the template itself makes of turns, "" if it fails."""
@@ -121,6 +129,11 @@ def notes_on(chat: object, tokenizer) -> list[str]:
         if text in chat.tokens.values() or MARKERS.fullmatch(text):
             raise ValueError(f"{chat.file}: the chat template writes {text!r}, and the tokenizer has no such token: "
                              "take this model's own template, or fetch its tokenizer's files again, all of them")
+    ids = tokenizer.encode(Prompt(chat.said([ask]), (), ended=True))
+    if ids and ids[-1] in tokenizer.eos_ids:
+        notes.append(f"{its} ends its prompts in an end of sequence: it is left out")
+    if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_id:
+        notes.append(f"{its} begins with two BOS")
     if lacking:
         notes.append(f"{its} writes {', '.join(lacking)} as text: the tokenizer has no such token")
     return notes
@@ -133,7 +146,8 @@ def load_chat(path: str | Path) -> ChatTemplate:
         raise FileNotFoundError(f"no folder {folder}: fetch the model first")
     file, source = _source(folder)
     template, looked_for, asked = _compiled(file, source)
-    return ChatTemplate(file, template, _names(folder), looked_for, asked, "system" in source)
+    names = _names(folder)
+    return ChatTemplate(file, template, names, (*looked_for, *names.values()), asked, "system" in source)
 
 
 def _names(folder: Path) -> dict[str, str]:
@@ -219,7 +233,7 @@ def _compiled(file: Path, source: str) -> tuple[object, tuple[str, ...], frozens
 
 
 def _environment(jinja2: ModuleType) -> object:
-    """The sandbox, with what the reference gives to templates, less what is random."""
+    """The sandbox, with what the reference gives to templates, less what is random or reads HTML."""
 
     class SaidByAssistant(jinja2.ext.Extension):
         """{% generation %} marks the assistant's words for the reference's losses; here its body is rendered."""
@@ -252,6 +266,7 @@ def _environment(jinja2: ModuleType) -> object:
     environment.globals |= {"raise_exception": raise_exception, "strftime_now": TODAY.strftime, "namespace": Namespace,
                             "dict": lambda *args, **items: dict(*args, **items)}  # the type's methods change others
     del environment.filters["random"], environment.globals["lipsum"]
+    del environment.filters["striptags"]  # would make control tokens of what is typed as "&lt;"
     return environment
 
 

@@ -178,8 +178,8 @@ def _added(folder: Path, settings: dict, tokenizer: dict, special: list, notes: 
 
 
 def _check(file: Path, entries: list[dict]) -> None:
-    """ValueError for an id that is none, a text that is none, or an id that stands twice."""
-    seen: dict[int, str] = {}
+    """ValueError for an id that is none, a text that is none, or an id or a text that stands twice."""
+    seen: dict[int | str, int | str] = {}
     for entry in entries:
         i, text = entry.get("id"), entry.get("content")
         if type(i) is not int or i < 0:
@@ -188,6 +188,8 @@ def _check(file: Path, entries: list[dict]) -> None:
             raise ValueError(f"{file}: the added token of id {i} is {text!r}; it must be a text")
         if seen.setdefault(i, text) != text:
             raise ValueError(f"{file}: two added tokens have the id {i}, {seen[i]!r} and {text!r}: fetch it again")
+        if seen.setdefault(text, i) != i:  # the reference would count on from the first: every id behind is another
+            raise ValueError(f"{file}: the added token {text!r} has two ids, {seen[text]} and {i}: fetch it again")
 
 
 def _rows(folder: Path) -> int | None:

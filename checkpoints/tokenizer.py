@@ -45,18 +45,22 @@ class AddedTokens:
 
     def split(self, text: str) -> list[str | int]:
         """Ids of the added tokens, and the normalized texts between them."""
-        out, typed, rendered = [], getattr(text, "typed", ()), getattr(text, "rendered", False)
-        for at, part in _cut(str(text), self._raw, self._patterns[0], typed, rendered):
+        out, rendered = [], getattr(text, "rendered", False)
+        spans = [getattr(text, kind, ()) for kind in ("typed", "doubted")]
+        for at, part in _cut(str(text), self._raw, self._patterns[0], *spans, rendered):
             if isinstance(part, int):
                 out.append(part)
                 continue
-            within = [(max(start - at, 0), end - at) for start, end in typed if start < at + len(part) and at < end
-                      ] if self._patterns[1] else []
-            # a place in the normalized text is where the text before it ends, normalized
-            within = [(len(self._normalize(part[:start])), len(self._normalize(part[:end]))) for start, end in within]
-            inner = _cut(self._normalize(part), self._normalized, self._patterns[1], within, rendered)
+            within = [self._normalized_places(part, at, these) if self._patterns[1] else [] for these in spans]
+            inner = _cut(self._normalize(part), self._normalized, self._patterns[1], *within, rendered)
             out += [piece for _, piece in inner]
         return out
+
+    def _normalized_places(self, part: str, at: int, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """What of these spans lies in a part that begins at this place of the text. A place in the normalized text is
+        where the text before it ends, normalized."""
+        within = [(max(start - at, 0), end - at) for start, end in spans if start < at + len(part) and at < end]
+        return [(len(self._normalize(part[:start])), len(self._normalize(part[:end]))) for start, end in within]
 
     def special_in(self, text: str) -> list[str]:
         """The texts of special tokens that stand in this one."""
@@ -70,21 +74,38 @@ def _alternatives(texts: Iterable[str]) -> re.Pattern | None:
     return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
 
+def _found(text: str, tokens: dict[str, dict], pattern: re.Pattern | None, typed: Sequence[tuple[int, int]],
+           doubted: Sequence[tuple[int, int]]) -> Iterator[tuple[re.Match, bool, bool]]:
+    """What the pattern finds, whether it is special, and whether people wrote of it. A special token that begins or
+    ends in what they wrote is none, but a shorter one before it, or one behind, may be the template's. Line breaks and
+    runs of spaces, which some files call special, are for everybody."""
+    at = 0
+    while pattern and (match := pattern.search(text, at)):
+        start, at = match.span()
+        over = [(s, e) for s, e in typed if s < at and start < e]
+        special = tokens[match[0]].get("special") and not match[0].replace(META, " ").isspace()
+        if special and over:
+            own = pattern.match(text, start, min(s for s, _ in over))
+            match, over = (own, []) if own else (match, over)
+            at = own.end() if own else min(at, max(e for _, e in over))
+        by_people = bool(over) or (special and any(s <= start and match.end() <= e for s, e in doubted))
+        yield match, special, by_people
+
+
 def _cut(text: str, tokens: dict[str, dict], pattern: re.Pattern | None, typed: Sequence[tuple[int, int]] = (),
-         rendered: bool = False) -> Iterator[tuple[int, str | int]]:
+         doubted: Sequence[tuple[int, int]] = (), rendered: bool = False) -> Iterator[tuple[int, str | int]]:
     """Ids of the tokens that the pattern finds, and the texts between, each with its place; lstrip and rstrip take the
     white space beside.
 
     With the token "<x>" (id 7, lstrip) and the text "a <x> b": (0, "a"), (1, 7), (5, " b").
     """
-    matches = [(match, any(start < match.end() and match.start() < end for start, end in typed))
-               for match in pattern.finditer(text)] if pattern else []
-    written = {match[0] for match, by_people in matches if rendered and not by_people and is_marker(match[0])}
+    matches = list(_found(text, tokens, pattern, typed, doubted))
+    written = {match[0] for match, _, by_people in matches if rendered and not by_people and is_marker(match[0])}
     at = 0
-    for match, by_people in matches:
+    for match, special, by_people in matches:
         token, (start, end) = tokens[match[0]], match.span()
-        if by_people and (match[0] in written or (token.get("special") and not match[0].replace(META, " ").isspace())):
-            continue  # line breaks and runs of spaces, which some files call special, are for everybody
+        if by_people and (special or match[0] in written):
+            continue
         if token.get("unnamed") and not rendered:
             continue
         if token.get("single_word") and any(_of_word(c) for c in text[max(start - 1, 0) : start] + text[end : end + 1]):
@@ -127,14 +148,18 @@ class Tokenizer:
         """Ids of the text; special: with what the folder's convention puts in front (BOS) and behind, unless the text
         begins with it already.
 
-        Behind a Prompt (star/text) stands nothing, so that it ends in no EOS, and in front of a rendered one only what
-        its template wrote. What is typed of it holds no control tokens.
+        Behind a Prompt (star/text) stands nothing, so that it ends in no EOS, which its template's own loses; in front
+        of a rendered one only what its template wrote. What is typed of it holds no control tokens.
         """
         ids, rendered = [], getattr(text, "rendered", False)
         how = {"spaced": True} if rendered and isinstance(self._pieces, SentencePiece) else {}
         for i, part in enumerate(self._added.split(text)):
             ids += [part] if isinstance(part, int) else self._pieces.encode(part, first=i == 0, **how)
-        if not special or rendered:
+        if rendered:
+            while ids and ids[-1] in self.eos_ids and not text.ended:
+                del ids[-1]
+            return ids
+        if not special:
             return ids
         before = self._before if ids[: len(self._before)] != self._before else []
         return [*before, *ids, *([] if isinstance(text, Prompt) else self._after)]

@@ -85,16 +85,21 @@ class Prompt(str):
     one by typing it; and nothing is put behind it: a prompt does not end.
 
     typed: (start, end) of what they wrote. None: all of it, and the tokenizer says how a text begins; else the rest is
-    a chat template's, which has said that itself.
+    a chat template's, which has said that itself. doubted: (start, end) of what either may have written; no special
+    token is parsed that lies wholly in it. ended: it is no prompt, but a whole conversation.
     """
 
-    def __new__(cls, text: str = "", typed: Iterable[tuple[int, int]] | None = None):
+    def __new__(cls, text: str = "", typed: Iterable[tuple[int, int]] | None = None,
+                doubted: Iterable[tuple[int, int]] = (), ended: bool = False):
         self = super().__new__(cls, text)
         self.rendered = typed is not None
         self.typed = tuple(typed) if self.rendered else ((0, len(self)),)
+        self.doubted, self.ended = tuple(doubted), ended
         return self
 
     def __add__(self, other: str) -> "Prompt":
         """What is put behind a prompt is typed too."""
         text = super().__add__(other)
-        return Prompt(text, (*self.typed, (len(self), len(text)))) if self.rendered else Prompt(text)
+        if not self.rendered:
+            return Prompt(text)
+        return Prompt(text, (*self.typed, (len(self), len(text))), self.doubted, self.ended)

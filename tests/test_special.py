@@ -397,3 +397,28 @@ def test_a_model_file_that_ends_too_early(tmp_path):
     for n in (1, 7, len(proto) // 2, len(proto) - 3):
         (tmp_path / "tokenizer.model").write_bytes(proto[:n])
         refused(checkpoints.load_tokenizer, tmp_path, words=("tokenizer.model is no SentencePiece model",))
+
+
+@pytest.mark.parametrize(("typed", "ids"), [("x y", [443]), ("y", [443]), ("xx", [443])])
+def test_a_token_that_goes_on_in_what_is_typed(byte_level, typed, ids):
+    """"<s>x" begins in the template's part and ends in a turn: what is the template's alone is a token."""
+    tokens = ["<s>", "<s>x", "?<s>"]
+    change(byte_level, added_tokens=[entry(text) | {"id": 443 + i} for i, text in enumerate(tokens)])
+    tokenizer = checkpoints.load_tokenizer(byte_level)
+    found = tokenizer.encode(Prompt(f"<s>{typed}", [(3, 3 + len(typed))]))
+    assert [i for i in found if i > 442] == ids
+    found = tokenizer.encode(Prompt("?<s>x", [(0, 1)]))
+    assert [i for i in found if i > 442] == [444]
+
+
+def test_what_is_doubted_holds_no_special_token(byte_level):
+    change(byte_level, added_tokens=[entry("<s>") | {"id": 443}, entry(["<t>"]) | {"id": 444}])
+    tokenizer = checkpoints.load_tokenizer(byte_level)
+    ids = tokenizer.encode(Prompt("<s><t><s><t>", [], [(0, 8)]) + "<s>")
+    assert [i for i in ids if i > 442] == [444, 443, 444]
+
+
+def test_a_text_with_two_ids(byte_level):
+    change(byte_level, added_tokens=[entry("<s>") | {"id": 443}, entry("<s>") | {"id": 444}])
+    refused(checkpoints.load_tokenizer, byte_level, words=(
+        "tokenizer.json: the added token '<s>' has two ids, 443 and 444",))
