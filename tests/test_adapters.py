@@ -228,7 +228,7 @@ def test_expressions_that_python_would_try_for_ever_fit_nothing(tmp_path, config
     if loads:
         checkpoints.load_adapter(model, tmp_path / "a")
     else:
-        with pytest.raises(ValueError, match="holds adapters of .*q_proj, which .* leaves out"):
+        with pytest.raises(ValueError, match=r"holds adapters of .*q_proj, which .* leaves out"):
             checkpoints.load_adapter(model, tmp_path / "a")
 
 
