@@ -24,8 +24,9 @@ from star.tasks.verifier.statement import (
 )
 
 IN_BRACKETS = re.compile(r"[(\[]\s*([A-Za-z])\s*[)\]]")
-FIRST_LETTER = re.compile(  # "b", "B.", "option b) a dog"; not "C++"
-    r"(?:(?:option|choice|answer|letter)\s+)?[(\[]?([A-Za-z])(?:\s*([.):\],])(?=\s|$|[A-Za-z])|(?=\s|$))", re.I)
+FIRST_LETTER = re.compile(  # "b", "B.", "option b) a dog"; not "C++", "B flat"
+    r"(?:(?:option|choice|answer|letter)\s+)?[(\[]?([A-Za-z])"
+    r"(?:\s*([.):\],])(?=\s|$|[A-Za-z])|(?=\s|$))(?!\s(?:flat|sharp|major|minor)\b)", re.I)
 OTHER_LETTER = re.compile(r"(?<![\w'’])([B-HJ-Z])(?![\w'’])")  # not A and I, which are words
 NOT_ONE = re.compile(r"\b(?:and|both|all|none)\b\s*$")
 SINGLED_OUT = phrases("so, therefore, thus, hence, only, leaves, leaving, left with, must be, best, fits, matches")

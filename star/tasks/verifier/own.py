@@ -26,12 +26,13 @@ def phrases(listed: str, before: str = "", after: str = "") -> re.Pattern:
 
 # The model goes on with a question that it makes up, or speaks for somebody else: what it answers there was not asked.
 NEXT_QUESTION = re.compile(
-    r"\n[ \t#*>]*(?:(?:next|new)[ \t]+)?(?:Q|Question|Problem|Exercise|Instruction|Input|Human|User)"
-    r"(?:[ \t]*#?[0-9]+)?[ \t*]*(?:[:.]|\n)", re.I)
+    r"\n[ \t#*>]*(?:(?:next|new)[ \t]+)?\[?(?:Q|Question|Problem|Exercise|Instruction|Input|Human|User"
+    r"|Example(?=[ \t]*#?[0-9]))(?:[ \t]*#?[0-9]+)?[ \t*]*(?:[:.\]]|\n)", re.I)
 NEXT_TURN = re.compile(
     r"<\|(?:im_end|im_start|endoftext|end_of_text|eot_id|start_header_id|user|end)\|>|</s>|<(?:start|end)_of_turn>",
     re.I)
-CUTS = (("\n", NEXT_QUESTION), (":", re.compile(r"\sQ:", re.I)), ("<", NEXT_TURN))  # each with a sign that it needs
+CUTS = (("\n", NEXT_QUESTION), (":", re.compile(r"\sQ:", re.I)), ("<", NEXT_TURN),
+        ("[", re.compile(r"(?<=\S)\s*\[INST\]")))  # each with a sign that it needs
 # Chatter after the answer, which would be taken for the last sentence.
 FAREWELL = phrases("""I hope, hope this, hope that, hope it, let me know, feel free, is there anything, please let,
     if you have any, you have any, good luck""", before=r"\s", after=r"[^.!?]*[.!?]?\s*$")
@@ -60,11 +61,13 @@ SIGNS = str.maketrans({  # what else they are written like
     "½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅖": "2/5", "⅗": "3/5",
     "⅘": "4/5", "⅙": "1/6", "⅚": "5/6", "⅛": "1/8", "⅜": "3/8", "⅝": "5/8", "⅞": "7/8", "⁄": "/", "∕": "/",
     "×": "*", "·": "*", "⋅": "*", "∗": "*", "¢": " cents", "º": "°", "˚": "°", "′": "'", "″": '"', "…": "...",
+    "℃": "°C", "℉": "°F", "«": '"', "»": '"',
     **dict.fromkeys("−﹣‐‑➖", "-"), **dict.fromkeys("€£¥₹₩₽₪₱₫฿₦₴₺", "$"), "¤": "?",
     **{chr(c): chr(c - 0xFEE0) for c in range(0xFF01, 0xFF5F)}})  # of full width
 HALVES = "[½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞]"
 UNLIKE_ASCII = [(re.compile(pattern), new) for pattern, new in (
     (rf"(?<=[0-9]){SPACES}(?=[0-9]{{3}}(?![0-9/]))", ","),  # 70 000
+    (r"(?<=[NJWVAgsm])[·⋅](?=(?:m|s|A|h|V|K)(?![A-Za-z]))", ""),  # N·m
     (rf"(?<=[0-9])(?={HALVES})|(?<={HALVES})(?=[0-9])", " "),  # 1½ is 1 1/2
     (r"[‒–](?=\s?(?:[^\w\s]{0,4}|[A-Z]{2,3}\$?\s?|Rs\.?\s?)[0-9.\\])", "-"))]
 RAISED = re.compile("[⁺⁻]?[⁰¹²³⁴-⁹]+")
@@ -76,11 +79,12 @@ FRACTION = re.compile(r"\\(?:[dtcs]|nice)?frac\s*(?:\{([^{}]*)\}|([0-9]))\s*(?:\
 DIGITS = re.compile(r"[*_`$]*[.,]?[0-9]")
 LATEX = [(re.compile(pattern), new) for pattern, new in (
     (r"\{,\}|,\\!|(?<=[0-9])(?:\\[,;: ]|~)(?=[0-9]{3}(?![0-9]))", ","),
-    (r"\\!", ""), (r"(?<!\\)\\[,;: ()\[\]]|~(?=\\[A-Za-z])|(?<=[0-9}])~(?=[\sA-Za-z\\])", " "),
+    (r"\\!|(?<=\{)~", ""), (r"(?<!\\)\\[,;: ()\[\]]|~(?=\\[A-Za-z])|(?<=[0-9}])~(?=[\sA-Za-z\\])", " "),
     *[(WRAPPED, r" \1 ")] * 2,  # nested ones
     (r"\s?\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree", "°"),
     (r"\\(?:left|right|displaystyle|q?quad|therefore|implies|Rightarrow|(?:begin|end)\s?\{[a-z*]+\})(?![A-Za-z])", " "),
-    (r"\\(?:times|cdot|ast)(?![A-Za-z])", "*"), (r"\\over(?![A-Za-z])", "/"), (r"\\([%$#&])", r"\1"), (r"&=", "="))]
+    (r"\\(?:times|cdot|ast)(?![A-Za-z])", " * "), (r"\\over(?![A-Za-z])", "/"), (r"\\([%$#&])", r"\1"), (r"&=", "="))]
+TAGS = re.compile(r"<(b|i|em|strong|u)>([^<>]*)</\1>", re.I)
 MARKDOWN = re.compile(r"(?<=\S)[*_`]++(?![0-9A-Za-z])|(?<![0-9A-Za-z*_`)])[*_`]++(?=\S)")  # not in 3*4, 3 * 4, x_1
 
 
@@ -98,6 +102,8 @@ def plain(text: str, money: str = "") -> str:
         text = FRACTION.sub(_fraction, text)
         for pattern, new in LATEX:
             text = pattern.sub(new, text)
+    if "</" in text:
+        text = TAGS.sub(r"\2", text)
     if "*" in text or "_" in text or "`" in text:
         text = MARKDOWN.sub("", text)
     return " ".join(text.replace("$", money).split())

@@ -36,6 +36,7 @@ QUANTITY = re.compile(rf"""
       | (?P<a>{N})(?:\s?/\s?(?P<b>{N}))? )                                                              # 3/4
     {POWER}? (?:[\s-](?P<scale>{'|'.join(SCALES)})s?\b)?
     (?P<unit>{UNIT})? (?=$|[\s)\]}}.,;"”]|/[A-Za-z])(?!\.[.\w]|,\w)""", re.I | re.X)
+DECADE = re.compile(r"(?:\b(?:the|mid|early|late)[\s-][0-9]|[12][0-9]{2})0s\Z", re.I)
 INSIDE = rf"-?\s?¤?(?:[0-9]+(?:\.[0-9]+)?|{N}\s?/\s?{N})"
 BRACKETS = re.compile(  # -(12), (1/2); not f(3)
     rf"(^|[-+/¤]\s?|\b(?:is|was)\s)[(\[{{]\s?({INSIDE})\s?[)\]}}](?![\w(\[{{])", re.X)
@@ -65,16 +66,36 @@ OPENED = str.maketrans(dict.fromkeys("([{\"“'‘", " "))
 # What no number stands right beside: f(3), 4(3), 7 2, 4 July, some 4.
 BEHIND = r"""(?:first|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|January|February|March|April|May|June|July
     |August|September|October|November|December)\b"""
+# Words made of numbers: 5 sixteenths, 5 fives, 5 quadrillion, 10 to the sixth.
+NUMERALS = r"""(?: \w*(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf|teen|tie|hundred|thousand|illion)ths?
+    | [a-z]+illions? | [a-z]+ty-seconds? | twos|threes|fours|fives|sixes|sevens|eights|nines|tens|elevens|twelves
+    | (?:twen|thir|four?|fif|six|seven|eigh|nine)(?:ties|teens) )"""
+# Adverbs right in front of a number that leave it as it is; not "reportedly 5".
+SURE = """on|exact|precise|simp|actual|real|final|current|clear|dai|week|month|year|hour|total|additional|consequent
+    |ultimate|definite|certain|indeed|original|initial|equal|correct|full|direct|fami|f|supp|app|rep|multip|re"""
 BESIDE = re.compile(rf"""\w[(\[][^()\[\]]*\# | \w["“'‘]\# | \b(?:some|i)\s\# | \#['’(] | \#[\s,:/&-]*\#
-                       | \#\s(?:and\b | (?:of\s)?{BEHIND})""", re.X)
+                       | \#\s(?:and\b | (?:of\s)?{BEHIND})
+                       | \#\s(?:\w+\s)?(?:max|maximum|minimum|tops|grand|odd|something|ballpark|tenfold|bps
+                           |(?:doubl|tripl|quadrupl|halv)ed)\b(?!-)
+                       | \#[\s-](?:to\sthe\s|[a-z]+\s)?{NUMERALS}\b | \#\sto\sthe\s(?:second|third)\b
+                       """, re.X | re.I)
+ADVERB = re.compile(rf"\b(?!(?:{SURE})ly\s)[a-z]+ly[ ]\#", re.X)
+# What a number may be the amount of. Of others it is made: the reciprocal of 4, north of 4, a multiple of 4.
+HEAD = re.compile(r"([^\W\d_]+) of #")
+MEASURES = phrases("""total, totals, sum, amount, number, profit*, loss*, average, mean, median, cost*, price*, speed,
+    rate, length, width, height, depth, area, volume, weight, mass, distance, balance, salary, income, age, score,
+    perimeter, rest, change, value, count, tip, discount, bill, fee, budget, rent, combination, group*, team*, row*,
+    set, size, result, temperature, angle, capacity, lifespan, revenue, debt, tax, time, duration, level*, portion""")
 UNKNOWN = re.compile(  # of algebra: x, 5 n, times X; "a" and "I" are words, and some letters units
-    r"""(?<![\w'’./])(?<!\#\s)[b-hj-z](?![\w'’.]) | \#\s(?![mgshlLa]\b)[^\W\d_](?![\w'’])
+    r"""(?<![\w'’./])(?<!\#\s)[b-hj-z](?![\w'’.]) | \#\s(?![mgshlLaΩΩÅ]\b)[^\W\d_](?![\w'’])
       | \b(?:times|of|by|per)\s[B-HJ-Z]\b | /(?![hsmgl]\b)[A-Za-z]\b | \b[xyz]{2,}\b | [α-λν-ω]""", re.X)
 # A word that changes the value, wherever it stands; or something that is still to be done to it.
 CHANGED = phrases("""hundred*, thousand*, million*, billion*, trillion*, dozen*, score, gross, lakh*, crore*, mil, mill,
     mio, mn, bn, tn, halves, thirds, fourths, fifths, sixths, sevenths, eighths, ninths, tenths, twelfths, mod, modulo,
     remainder, repeating, recurring, infinity, infinite, but, plus, minus, negative, times a, and a, and an,
-    to the power, divided by, multiplied by, over the, past, till, until""")
+    lac, lacs, cr, mrd, thou, doz, myriad*, bil, noon, midnight, absolute value, in debt, in the red,
+    in the hole, BC, BCE, hex, hexadecimal, binary, octal, to the power, divided by,
+    multiplied by, over the, past, till, until""")
 
 
 def value_of(side: str) -> Fraction | None:
@@ -90,6 +111,10 @@ def value_of(side: str) -> Fraction | None:
     if any(rest.count(a) != rest.count(b) for a, b in ("()", "[]")) or ('#"' in rest and rest.count('"') % 2):
         return None  # "(5" goes on, and 5" is a length
     if any(p.search(rest) for p in (BESIDE, UNKNOWN, CHANGED)):
+        return None
+    if "ly #" in rest and ADVERB.search(rest):
+        return None
+    if " of #" in rest and not all(MEASURES.fullmatch(word) for word in HEAD.findall(rest)):
         return None
     return values[0] if len(values) == 1 or AGAIN.sub("", rest).count("#") == 1 else None
 
@@ -118,6 +143,8 @@ def _value(match: re.Match) -> Fraction | None:
     a, b, whole, above, below = (re.sub("[,'’]", "", match[key] or "") for key in ("a", "b", "whole", "above", "below"))
     over, under = (above, below) if whole else (a, b or "1")
     if not Fraction(under) or (whole and int(above) >= int(below)):
+        return None
+    if match["unit"] in ("s", "S") and DECADE.search(match.string[: match.end()]):
         return None
     value = Fraction(whole or 0) + Fraction(over) / Fraction(under)
     value *= Fraction(10) ** int(match["power"] or match["e"] or 0) * SCALES.get((match["scale"] or "").lower(), 1)

@@ -5,9 +5,10 @@ import re
 from star.tasks.verifier.own import phrases
 
 MOST_STATED = 300  # characters of one statement
-CUT_OFF = re.compile(r"(?:[-+/×÷−]|[0-9],|\s[*x]|\b(?:and|or|but|with|plus|minus|because))\s*\Z")  # "So it is 12 +"
-SENTENCE_END = re.compile(  # neither in "2.5", "Node.js" and "12... or 14", nor in "5! = 120"
-    r"""(?<!\.)\.(?=[\s"'”’)*\]$\\<]|$|(?<=[0-9a-z)]\.)[A-Z](?!\.)) | !(?=["'”’*_]{0,5}(?:\s{1,5}[A-Z]|[A-Z\n]|\s*\Z))
+CUT_OFF = re.compile(r"(?:[-+/×÷−]|[0-9],|\s[*x]|\b(?:and|or|but|with|plus|minus|because|of|than|by))\s*\Z")  # "12 +"
+SENTENCE_END = re.compile(  # neither in "2.5", "0.\bar{3}", "Node.js" and "12... or 14", nor in "5! = 120"
+    r"""\.(?<!\.\.)(?=\s|$|["'”’)*\]$<](?![0-9\\])|\\(?![A-Za-z])|\\end|(?<=[0-9a-z)]\.)[A-Z](?!\.))
+      | !(?!\sInc\b)(?=["'”’*_]{0,5}(?:\s{1,5}[A-Z]|[A-Z\n]|\s*\Z))
       | \?(?=[\s"'”’)*\]$A-Z]|$) | \n | </answer>""", re.X)
 # A full stop that ends no sentence: after a title or an initial; after "a.m.", if the next word begins none.
 LAST_WORD = re.compile(r"[A-Za-z][A-Za-z.]*\Z")
@@ -43,7 +44,7 @@ def _abbreviated(text: str, stop: int, kind: str = "number") -> bool:
         return bool(after)
     if word == "no":
         return not after[0].isalpha() if kind == "number" else after[0].isdigit()
-    return not BEGINS.match(text, stop + 1)
+    return (initial and after[1:2] == ".") or not BEGINS.match(text, stop + 1)  # A. A. Milne
 
 
 def sentence_start(text: str, at: int) -> int:

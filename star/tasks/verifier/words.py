@@ -19,6 +19,7 @@ FRACTION = re.compile(  # "two thirds", "three and five eighths"
     r"[\s-]+(?:hal(?:f|ves)|quarters?|(?:thir|four|fif|six|seven|eigh|nin|ten|eleven|twelf|hundred|thousand)(?:d|th)s?)\b",
     re.I)
 AND_A_HALF = re.compile(r"(?<=[0-9]) and (?:a|one|1) (half|quarter)\b", re.I)
+HALF = re.compile(r"\s+and\s+(?:a|one|1)\s+(?:half|quarter)\b", re.I)
 PARTS = {"half": 2, "quarter": 4}
 ADJACENT = re.compile(r"[0-9.,]\Z|\w-\Z")
 GOES_ON = re.compile(rf"[.,]?[0-9]|(?:-|\s+(?:and\s+)?){NAMES}\w", re.I)
@@ -38,6 +39,8 @@ def _digits(match: re.Match) -> str:
     if ADJACENT.search(text, max(0, start - 2), start) or GOES_ON.match(text, end):
         return "?"  # "4,two", "x-five", "two.5", "twenty ninth"
     words = re.findall(r"[a-z]+", match[0].lower())
+    if words[-1] in SCALES and HALF.match(text, end):
+        return "?"  # "a million and a half": of what?
     if words == ["one"] and (BEHIND_ONE.match(text, end)
                              or BEFORE_ONE.search(text, max(0, start - 9), start)):
         return match[0]
