@@ -2,7 +2,8 @@
 
     text -> own         no next question that the model made up, no farewell, no calculator notes
          -> statement   "The answer is ...", "#### ...", "\\boxed{...}", "... is the answer": the last of them
-                        or, without any, its last sentence, if that concludes something (sentence: where one ends)
+                        or, without any, its last sentence, if that concludes something (sentence: where one ends;
+                        retraction: what is behind it takes nothing back, and concludes nothing else)
          -> number, letter or phrase, in one spelling; None if there is none, or not exactly one
             (a number is read by a grammar: words -> digits, sides of "=", one quantity on the last side)
 
@@ -12,7 +13,7 @@ lost costs a sample, a wrong one kept costs the model. Every function takes any 
 proportion to the text. None knows the question, and none checks steps. Each file begins with its vocabulary, and says
 above a list what the list protects from. tests/verifier_cases.jsonl holds what all of this was tried on.
 
-Read own, words, quantity, sentence, statement, number, letter, phrase: each uses only files before it.
+Read own, words, quantity, sentence, retraction, statement, number, letter, phrase: each uses only files before it.
 """
 
 from star.tasks.verifier.letter import letter

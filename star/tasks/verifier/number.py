@@ -10,9 +10,9 @@ from functools import lru_cache
 
 from star.tasks.verifier.own import phrases, plain
 from star.tasks.verifier.quantity import spelt, value_of
+from star.tasks.verifier.retraction import CALLED_WRONG
 from star.tasks.verifier.sentence import CUT_OFF, MOST_STATED
 from star.tasks.verifier.statement import (
-    CALLED_WRONG,
     DIGIT,
     HEDGE_SIGNS,
     HEDGES,
@@ -33,6 +33,8 @@ CODES = re.compile(  # US$500, USD 12, Rs. 12
         |TRY|ZAR|NGN|KES|EGP|AED|SAR|ILS|THB|MYR|IDR|PHP|VND|PKR|BDT|LKR|Rs\.?|Re\.?|kr\.?|Fr\.?|RM|Rp\.?|zł|Kč
         )\s?¤?(?=\s?[-+(]?\s?[0-9.]) )""", re.X)
 EQUALS = re.compile(r"\b(?:equals|is equal to)\b|(?<=\b[b-hj-z]) is(?= [-¤0-9])")  # x is 5
+COMPUTED = re.compile(  # 20 minus 5, which is 15
+    r"((?:[-+*/]|\b(?:plus|minus|times|by)\b)\s?¤?[0-9][0-9.,]*?),? which (?:is|equals|makes|gives)(?= ¤?-?[0-9])")
 TIMES = re.compile(r"(?<=[0-9])x(?=[0-9])|(?<=\s)x(?=\s[-(¤]?\s?[0-9])", re.I)  # 8 x 5
 IN_TERMS = re.compile(  # 2x, x + 5, n; not the x of "x is 180 / 4"
     r"""(?<![A-Za-z'’\\.])(?:[b-zB-Z](?=\s?(?:[-+*/^(!|]|$)) | (?<=[0-9)+*/^-])[a-zA-Z] | (?<=[0-9)+*/^-]\s)[b-zB-Z]
@@ -49,19 +51,25 @@ INEXACT = phrases("""approximately, approx, roughly, nearly, almost, at least, a
     bigger than, smaller than, other than, rather than, below, range, ranges, close to, circa,
     as many as, as few as, upwards of, estimate*, give or take, ish, and over, and above, and up, and more, or more,
     and counting, and change, and a few, and some, and several, and many, beyond, under, exceed*, minimum of,
-    maximum of, given, found, see""")
+    maximum of, given, found, see, onward*, upward*, at the latest, at the earliest, at the outside,
+    with some, tentative*, supposed to be""")
 ABOUT = phrases("about, around, over, under, above, past, within, up to",
                 before="(?<!left )(?<!add )(?<!adds )", after="[^0-9]*[0-9]")  # not "12 books about"
+# "The answer is near 20": a bound of the last number, not "After 20 trips, 5 * 20 = 100".
+RIGHT_BEFORE = phrases("""near, nearing, nearest, closest to, barely, hardly, scarcely, pushing, approaching,
+    bordering on, exceeding, shy of, divisible by, before, after, since, through, from, next to, ballpark,
+    approximate, rough, a good, min, max, at minimum, at maximum, tenfold""", after="[ ][-¤]?[0-9.,]+[^0-9=]*$")
 # Something is made of the number: "half of 12", "12 squared". But "half of 24 = 12" is a computation.
 MADE_OF = phrases("""half, third, quarter, twice, thrice, double, triple, squared, cubed, square of, cube of,
     square root, root, pi, factorial, times the, times as, times that, times more, times my, times his, times her,
-    times its""",
+    times its, quadruple, quintuple, reciprocal, inverse""",
     after=r"(?!\s+(?:of\s+)?[¤0-9.,]+\s*=)")
-UNCERTAIN = re.compile("|".join(p.pattern for p in (HEDGES, HEDGE_SIGNS, INEXACT, ABOUT, MADE_OF)))
+UNCERTAIN = re.compile("|".join(p.pattern for p in (HEDGES, HEDGE_SIGNS, INEXACT, ABOUT, RIGHT_BEFORE, MADE_OF)))
 # What stands after a number and is no other answer: what it is made of, what it holds for.
 BREAKDOWN = re.compile(  # "72 (48 in April)", but not "4(3)", "5 (6)" and "72 (or 70)"
     r"(?<=[0-9A-Za-z%])(?<!\band)(?<!\bor)(?<!\bof)(?<!\btimes)(?<!\bplus)(?<!\bby)(?<!\bto)"
-    r" \((?!\s*(?:or|maybe|perhaps|possibly|probably|if|mod|base|times|of|out)\b)(?=[^()]*[A-Za-z]{2})"
+    r" \((?!\s*(?:should|make|edit|not|no|was|rather|actually|oops|sorry|wait|correct\w*)\b)"
+    r"(?!\s*(?:or|maybe|perhaps|possibly|probably|if|mod|base|times|of|out)\b)(?=[^()]*[A-Za-z]{2})"
     r"[^()]*[0-9][^()]*\)")
 HOLDS_FOR = re.compile(  # "72 clips over the 2 months", "72 when n = 3"
     r"""\s(?=[adfiow])(?: (?:over|for|during|after|within|across|(?<=[a-z]\s)in)\s[0-9]+\s
@@ -72,8 +80,10 @@ HOLDS_FOR = re.compile(  # "72 clips over the 2 months", "72 when n = 3"
 # "So 20 people did not go": the negation tells which people.
 WHICH = re.compile(r"(?<=[0-9]) [a-z][a-z ]*? (?:do|does|did|are|were|was|is|will)(?: not|n['’]t) "
                    r"(?!right|correct|true|enough|the answer)[^,.;=]*$")
-CONCLUDES = phrases("so, therefore, thus, hence, in total, altogether, finally, in all, overall, total")
-HEAD = re.compile(r"^\W*step\s+[0-9]+\s*[:.)]\s*|^\s*(?:[-*•]\s+(?=(?-i:(?!Rs|Fr)[A-Z][a-z])|\*)|A:\s*)", re.I)
+CONCLUDES = phrases("so, therefore, thus, hence, in total, altogether, finally, in all, overall, total, final, result")
+HEAD = re.compile(r"^\W*step\s+[0-9]+\s*[:.)]\s*"
+                  r"|^\s*(?:[-*•]\s+(?=(?-i:(?!Rs|Fr)[A-Z][a-z])|\*)|A:\s*|(?:->|=>|[→⇒∴])\s*)", re.I)
+ANSWERS = re.compile(r"(?<!\bto )\banswer(?:s (?:is|are|was|were))?\b", re.I)
 ITEM = re.compile(r"\W*[-*•]\s")  # "- 12" alone may be an item of a list
 ENDS = re.compile(r"(?<!\.)[.!]?\s*$")  # but "0.333..." goes on
 # The word in front of a number that only names something, where no marker says that it is an answer.
@@ -96,6 +106,8 @@ def one_number(statement: str) -> str | None:
         return None
     if CUT_OFF.search(text[-9:]) or CALLED_WRONG.search(text):
         return None
+    text = text.replace("U.S.", "US")
+    text = COMPUTED.sub(r"\1 =", text) if " which " in text else text
     text = CODES.sub("¤", in_digits(RATHER.sub("", without_reason(text)))).replace("¤¤", "¤")
     text = EQUALS.sub("=", text) if " is " in text or "equals" in text else text
     text = TIMES.sub("*", text) if "x" in text or "X" in text else text
@@ -122,7 +134,12 @@ def _unless_first(match: re.Match) -> str:
 def _last_number(sentence: str, _: str) -> str | None:
     """The number of a last sentence that concludes: "So she makes $18 a day.", "9 * 2 = 18"; not "Then add the 18"."""
     text = HEAD.sub("", ENDS.sub("", plain(sentence, "$")))
+    if "nswer" in text and ANSWERS.search(text):
+        return None  # "The answer used to be 5", "72 is Tom's answer": what no marker is, states nothing
     digit = DIGIT.search(text)
+    if digit is None and CONCLUDES.match(text):  # "So she has twelve apples."
+        text = in_digits(text)
+        digit = None if " 1 " in text else DIGIT.search(text)
     if digit is None or ITEM.match(text):
         return None
     before, concludes = text[: digit.start()].rstrip("$- "), CONCLUDES.match(text)

@@ -8,10 +8,11 @@ import unicodedata
 from functools import lru_cache
 
 from star.tasks.verifier.own import plain
-from star.tasks.verifier.statement import MOST_STATED, REFUSED, arrive, concluded, retracted, statements, without_reason
+from star.tasks.verifier.retraction import retracted
+from star.tasks.verifier.statement import MOST_STATED, REFUSED, arrive, concluded, statements, without_reason
 
 OPPOSITE = {"yes": "no", "no": "yes", "true": "false", "false": "true"}
-CLEAR = re.compile(r"(yes|no|true|false)\s*[,;:—-]\s*(.*)")
+CLEAR = re.compile(r"(yes|no|true|false)(?:\s*[,;:—-]|\.(?=\s+[a-z'’]{2}))\s*(.*)")  # "no. 7" is a number
 BARE_CLEAR = re.compile(r"(?:yes|no|true|false)[,.;:]\s(?!.*[.!?]\s)", re.I)
 RATHER_WORDS = re.compile(r",\s*(?:and\s+)?not\s.*|,?\s+(?:rather\s+than|instead\s+of)\s.*", re.I)  # "Rome, not Paris"
 

@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from star.tasks.verifier.own import own, phrases
+from star.tasks.verifier.retraction import overruled, retracted
 from star.tasks.verifier.sentence import MOST_STATED, last_sentence, sentence_end, sentence_start
 
 MOST_MARKS = 8  # statements that are looked at, the last ones
@@ -22,7 +23,8 @@ ANSWER_IS = re.compile(
     r"""(?:answers?|ans|choice|option)(?![A-Za-z])
         (?P<to>\s+(?:to|for|of|in)\s[^.\n:=]{1,80}?)?                              # the answer to the question
         (?:\*\*|__)?
-        (?: (?P<verb>\s+(?:is|was|are|becomes|equals|comes\s+to|(?:would|should|must|will)\s+be)\b\s*[:=]?)
+        (?: (?P<verb>\s+(?:is|was|are|becomes|equals|comes\s+to|(?:would|should|must|will)\s+be)\b
+               (?!\s+(?:going|supposed|meant|expected)\s+to\b)\s*[:=]?)
           | \s*[:=]+ )
       | (?<=<)answer>""", re.I | re.X)
 HEADING = re.compile(r"(?:answers?|ans)[*_: \t]*\n(?!\s*(?:is|was)\b)", re.I)
@@ -36,6 +38,7 @@ PICKED = re.compile(  # "I would choose (b)", but not "choose a pen" or "pick b 
     r"(?:choose|pick|select|go\s+with|it\s+(?:is|must\s+be|should\s+be))\s+"
     r"(?=(?:(?:option|choice|answer)\s+)?(?:[(\[][a-h][)\]]|(?:[b-h]|(?-i:A))\b)(?!\s*=))", re.I)
 BOXED = re.compile(r"(?<=\\)(?:boxed|fbox)\s*\{")
+INNER = re.compile(r"\\(?:boxed|fbox)\s*\{\s*$")
 NEXT_BOX = re.compile(r"[\s,;$]*(?:\band\b)?[\s,;$]*\\(?:boxed|fbox)\b")
 # What touches a box on its left: up to three words and signs, which may deny it, bound it or turn its sign.
 BESIDE = re.compile(r"(?:\\?[^\W\d_]{2,}[^=:,A-Za-z0-9]*){0,3}[^=:,A-Za-z0-9]*\Z")
@@ -64,22 +67,12 @@ DENIED = phrases(NOT)
 # Right before a marker: whatever the sentence supposed, here it concludes. "She could buy 6, so the answer is 6."
 CONCLUDING = phrases("so, therefore, thus, hence, consequently", before=r"(?<!\b[Ii]f )(?<!\beven )",
                      after=r"[\s,:*]*(?:(?:the|our|my|final|correct|right|best)\s+)*$")
+# Right before a "The answer" that no stop stands before: somebody says or doubts it.
+ASIDE = re.compile(rf"{DOUBTS.pattern}|{DENIED.pattern}|\b(?:that|think|believe|told)\b|[:,(\"“‘]\s*\w*\W*\Z")
 # The writer does not know: not even "so" helps.
 UNSURE = phrases("unsure, not sure, not certain, don't know, do not know, no idea, guess*")
 # "..., which is correct", "What is the answer?": nothing is named.
 POINTING = re.compile(r"(?:^|\s)(?:what|which|that|this|it|here|there)$", re.I)
-# After a statement: it is taken back, or something is put against it.
-RETRACTED = phrases("""wait, actually, hmm*, oops, sorry, correction, mistake, mistaken, unsure, kidding, joking,
-    not sure, not certain, not the answer, don't know, do not know, can't be, cannot be, let me re*, let me check,
-    let me double, hold on, on second thought, disregard, just guess*, a guess, never mind, scratch that""")
-CALLED_WRONG = phrases("that, this, it, which, answer, result, I, we", after=r"""(?x:
-    (?: ['’](?:s|m|re) | \s+(?:is|was|am|are|were|seems) )\s+ (?:\w+\s+)?
-        (?: wrong | incorrect | not\s+(?:right|correct|true) )
-  | \s+(?:is|was|are|were)n['’]t\s+(?:right|correct|true) )\b""")
-NO_BUT = re.compile(  # a sentence that begins with it, or "12 is wrong"
-    r"(?:^|[.!?\n])[\s*]{0,9}(?:(?:no|nope|wrong|incorrect)\b[,.!]"
-    r"|(?:but|however|or|maybe|perhaps|probably|possibly|alternatively)\b)"
-    r"|[0-9]\s+is\s+(?:wrong|incorrect|not)\b", re.I)
 # A text without any statement gives up.
 REFUSED = phrases("""can't, cannot, can not, unable, not enough, insufficient, sorry, don't know, do not know, not sure,
     no idea, doesn't say, does not say, impossible, unclear""")
@@ -88,8 +81,10 @@ OPENING = re.compile(
     r"(?:[\s*_]*\n[ \t]*[-•][ \t]+|[\s*_]*)(?:(?:\.\.+|…)[\s*_]*)?"
     r"(?:(?:therefore|thus|hence|indeed|clearly|definitely|simply)\b,?\s+)?", re.I)
 DISPLAY = re.compile(
-    r"\s*(?:(?P<math>\\\[)|(?P<money>\$\$)|(?P<code>```\w*\s)|(?P<inline>\\\()\n)\s*")  # on lines of its own
-CLOSES = {"math": "\\]", "money": "$$", "code": "```", "inline": "\\)"}
+    r"\s*(?:(?P<math>\\\[)|(?P<money>\$\$)|(?P<code>```\w*\s)|(?P<tildes>~~~\w*\s)"
+    r"|(?P<inline>\\\()\n)\s*")  # on lines of its own
+CLOSES = {"math": "\\]", "money": "$$", "code": "```", "tildes": "~~~", "inline": "\\)"}
+GOES_ON = re.compile(r"(?:\s+(?=[a-z]))?")  # "dozen" below a formula
 SECOND_ITEM = re.compile(r"\n\s*2[.)]\s")
 NEXT_LINE = re.compile(r"\n[ \t]*(?:[-•*][ \t]+\S|[-$]?[0-9][0-9.,]*(?:[ \t]+\w+)?[ \t]*(?:\n|$))")  # 5 apples\n6 pears
 CLAUSES = re.compile(r"^[^0-9]*,\s")
@@ -106,6 +101,8 @@ HEDGES = phrases(f"""{OPEN}, {NOT}, or, neither, nor, between, likely, unknown, 
 HEDGE_SIGNS = re.compile(r"[~≈?≤≥<>±≠]|!=|\\(?:neq?|approx|sim|geq?|leq?|pm)\b")
 # What stands after an answer and is none: reasons, other answers.
 REASON = re.compile(r"[\s,;(—–-]{1,4}(?:because|since|as|which|where|given\s+that|due\s+to)\b.*", re.I | re.S)
+NOT_THIS_BUT = re.compile(
+    r"^not\s(?!enough|sure|certain|clear|known)(?:[^\s,]+\s){0,2}?[^\s,]+,?\s+but\s+(?:rather\s+)?", re.I)
 RATHER = re.compile(
     r"[ ,(]+(?:(?:and |but )?not (?:[(\[$¤-]*[0-9]|[(\[]?[a-z]\b)[^,.;=]*$|(?:rather than|instead of) .*)", re.I)
 # A last sentence that is no conclusion, whatever number it holds: a plan, a premise, what was there at first.
@@ -143,6 +140,8 @@ def arrive(text: str, read: Callable[[str], str | None], read_last: Callable[[st
     value = read(last.stated)
     if value is None or retracted(text, last.end):
         return None
+    if len(text) - last.end > 2 and overruled(text[last.end :], value, read_last):
+        return None
     for s in earlier:
         other = read(s.stated) if s.final >= last.final else None
         if other not in (None, value) and not retracted(text, s.start, last.start):
@@ -154,12 +153,6 @@ def concluded(text: str) -> str:
     """What of a text may state its answer: its own part, without the thinking before "</think>"."""
     text = own(text)
     return text.rpartition("</think>")[2].strip() or text
-
-
-def retracted(text: str, start: int, end: int | None = None) -> bool:
-    """Does text[start:end] take back what was stated before it? It does in "5. Wait, that is wrong."."""
-    end = len(text) if end is None else end
-    return end - start > 1 and any(p.search(text, start, end) for p in (RETRACTED, CALLED_WRONG, NO_BUT))
 
 
 def statements(text: str, kind: str = "number") -> list[Statement]:
@@ -192,6 +185,8 @@ def _answer(text: str, at: int, kind: str) -> Statement | None:
         return statement
     match = ANSWER_IS.match(text, at) or _heading(text, at)
     begin = sentence_start(text, at)
+    if at - 4 > begin + 1 and text.startswith("The ", at - 4) and not ASIDE.search(text, max(begin, at - 24), at):
+        begin = at - 4  # "... he has 54 hats The answer is 54"
     words = [w.strip("*_#:<>,.()") for w in text[max(near, begin) : at].lower().split()[-4:]]
     words = [w for w in words if w]  # "**Tom's final" -> tom's, final
     final = 2 if text[at - 1 : at] == "<" else CALLED_FINAL.get(words[-1], 0) if words else 0
@@ -207,6 +202,8 @@ def _answer(text: str, at: int, kind: str) -> Statement | None:
         return None  # "the answer to each question is worth 5 points", "Correct answers: 24"
     if words and words[-1] not in OWN and text[at - 2 : at] not in (": ", ", "):
         return None  # "each answer is 2 points", "the number of answers is 24"
+    if match.end() == len(text):
+        return None  # the marker once more, cut off
     statement = _after_marker(text, begin, at, match.end(), final, kind)
     return None if not groups.get("verb") and _is_solution(text, statement) else statement
 
@@ -222,7 +219,7 @@ def _is_solution(text: str, statement: Statement) -> bool:
     """Does a label stand in front of a whole solution? "Answer: She sold 48 / 2 = 24 clips in May. So she sold 72."."""
     stated, more = statement.stated or "", text[statement.end : statement.end + MOST_STATED]
     words = stated.split()
-    told = len(words) > 6 and words[0].isalpha() and len(words[0]) > 1
+    told = len(words) > 2 and words[0].isalpha() and len(words[0]) > 1
     return bool(("=" in stated and "=" in more) or (told and DIGIT.search(stated) and DIGIT.search(more)))
 
 
@@ -259,7 +256,9 @@ def _boxed(text: str, at: int, kind: str) -> Statement | None:
     if depth:
         return None
     start = max(sentence_start(text, at), at - 100)
-    before = text[start : at - 1].lstrip("> ")
+    before, inner = text[start : at - 1].lstrip("> "), INNER.search(text, start, at - 1)
+    if inner:
+        before, end = before[: -len(inner[0])], end + text.startswith("}", end)  # \\boxed{\\boxed{5}}
     final = 1 + ("answer" in before.lower())
     clause = before[before.rfind(",") + 1 :]
     if OPERATES.search(before) or DENIED.search(clause) or MAY_BE.search(clause):
@@ -267,7 +266,7 @@ def _boxed(text: str, at: int, kind: str) -> Statement | None:
     rest = text[end : sentence_end(text, end, kind)]
     another = NEXT_BOX.search(rest)
     rest = rest[: another.start()] if another else rest
-    held, again = text[opened.end() : end - 1], NUMBER_BEFORE.search(before)
+    held, again = text[opened.end() : end - 1 - bool(inner)], NUMBER_BEFORE.search(before)
     if kind == "text":
         return Statement(at, end, final, "" if JOINED.match(rest) else held)
     if kind == "choice" or (LEADS.search(before) and not rest.strip(" $*\\])")):
@@ -309,6 +308,7 @@ def _after_marker(text: str, begin: int, start: int, at: int, final: int, kind: 
         close = text.find(sign, display.end(), display.end() + MOST_STATED)
         if close >= 0:
             inside, begin = text[display.end() : close], close + len(sign)
+            begin = GOES_ON.match(text, begin).end()
     stop = sentence_end(text, begin, kind)
     several = kind == "number" and NEXT_LINE.match(text, stop)
     return Statement(start, stop, final, "" if several else inside + text[begin:stop])
@@ -343,4 +343,4 @@ def _doubted(text: str, begin: int, at: int) -> bool:
 
 def without_reason(text: str) -> str:
     """Of "72, because 48 + 24 = 72" the 72; of "not 72 but 70" the 70."""
-    return re.sub(r"^not\s.*?\bbut\s+(?:rather\s+)?", "", REASON.sub("", text), flags=re.I)
+    return NOT_THIS_BUT.sub("", REASON.sub("", text))
