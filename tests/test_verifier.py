@@ -41,7 +41,7 @@ def accepts(case):
 
 
 def test_the_table_is_large_and_half_of_it_must_be_rejected():
-    assert len(CASES) >= 1200
+    assert len(CASES) >= 1350
     assert sum(not c["accept"] for c in CASES) >= len(CASES) / 2
     assert all(SPELT[c["grade"]](c["gold"]) for c in CASES)
 
@@ -78,6 +78,9 @@ def test_phrases_with_what_stands_beside_them():
 @pytest.mark.parametrize(("text", "kept"), [
     (" It is 5.\n", "It is 5."), ("It is 5.\n\nQ: And 6?\nA: 7", "It is 5."), ("It is 5. Q: And 6?", "It is 5."),
     ("It is 5.\n\n### Question 2\nAnd 6?", "It is 5."), ("It is 5.\n**Next question:** and 6?", "It is 5."),
+    ("It is 5.\n\nExample 2: And 6?", "It is 5."), ("It is 5. [INST] And 6?", "It is 5."),
+    ("[INST] It is 5.", "[INST] It is 5."),
+    ("It is 5.\n\nExample: 6", "It is 5.\n\nExample: 6"), ("It is 5.\n[Question] And 6?", "It is 5."),
     ("It is 5.\nHuman: thanks", "It is 5."), ("It is 5.<|im_end|>\n6", "It is 5."), ("It is 5.</s>6", "It is 5."),
     ("It is 5. I hope this helps! Let me know if you have any questions.", "It is 5."),
     ("Hope it is 5.", "Hope it is 5."), ("2 + 3 = <<2+3=5>>5", "2 + 3 = 5"), ("5\u200b", "5"),
@@ -205,6 +208,30 @@ def test_which_of_several_statements_counts(text, value):
     assert verifier.number(text) == value
 
 
+@pytest.mark.parametrize(("behind", "value"), [
+    ("So she has 6.", None), ("So she has 5.", "5"), ("That makes 6 pens.", None), ("The rest is 6.", "5"),
+    ("Check: 6 - 1 = 5.", "5"), ("Check: 5 + 1 = 6.", "5"), ("6", None), ("6 are left for Tom.", "5"), ("", "5"),
+    ("It should be 6.", None), ("It should be noted.", "5"), ("Tom should be glad.", "5"), ("Rather, six.", None),
+    ("He would rather go.", "5"), ("Ignore that.", None), ("She ignores that noise.", "5"), ("He forgets that.", "5"),
+])
+def test_what_stands_behind_a_statement_may_take_it_back(behind, value):
+    assert verifier.number(f"The answer is 5. {behind}") == value
+
+
+@pytest.mark.parametrize(("statement", "value"), [
+    ("5 sixteenths", None), ("5 months", "5"), ("5 thirty-seconds", None), ("5 seconds", "5"), ("5 twenties", None),
+    ("5 teens", "5"), ("5 zillions", None), ("5 pavilions", "5"), ("5 to the sixth", None), ("5 on the sixth day", "5"),
+    ("a total of 5", "5"), ("a divisor of 5", None), ("exactly 5", "5"), ("allegedly 5", None),
+    ("They fly 5", "5"),
+    ("the 20s", None), ("20s", "20"), ("1990s", None), ("5 at max", None), ("5 halved", None),
+    ("9 - 4, which is 5", "5"),
+    ("5, which is 2 + 3", "5"), ("a million and a half", None), ("two and a half", "2.5"), ("<b>5</b>", "5"),
+    ("<b>5", None),
+])
+def test_what_is_made_of_a_number(statement, value):
+    assert verifier.one_number(statement) == value
+
+
 def test_only_the_last_statements_are_looked_at():
     """With more than MOST_MARKS of them the first can contradict no more."""
     many = "The answer is 5. " + "The answer is 6. " * MOST_MARKS
@@ -225,7 +252,8 @@ def test_letters(text, value):
 @pytest.mark.parametrize(("text", "value"), [
     ("So the answer is: Yes.", "yes"), ("The answer is yes, the coin is heads up.", "yes"), ("New  York", "new york"),
     ("The answer is yes, but no.", None), ('The answer is "yajo".', "yajo"), ("The answer is the Nile.", "nile"),
-    ("It flips twice. It is up again.", None), ("The answer is Paris, not London.", "paris"), ("Yes. No.", "yes. no"),
+    ("It flips twice. It is up again.", None), ("The answer is Paris, not London.", "paris"), ("Yes. No.", None),
+    ("Yes. It was flipped twice.", "yes"), ("The answer is No. 5.", "no. 5"),
 ])
 def test_phrase(text, value):
     assert verifier.phrase(text) == value
@@ -270,7 +298,9 @@ REPEATED = [
     "The answer is ", "\\boxed{", "1,", "(", "is the answer ", "answer to ", "I hope ", "*", "not a ", "x = ", "1 is ",
     "\\frac{", "\\frac12", "Mr. ", "! a", "twenty ", "one hundred and ", "12 ", "1 000 ", "\\text{", "US$",
     "\\boxed{1} ", "the answer, ", "-", "- ", "(1) ", "\"", "#### 1 ", "for the 2 ", "…", "a.m. ", "½", "¤", "Rs. ",
-    "x = 1, ", "Answer:\n", "#### ", "so ", "that is ", "wait ", "\n(a) ", "5 x ", "\u00bd", "at ", "- ", "1.\n"
+    "The answer is 5 The ", "total of ", "highly ", "[INST] ", "<b>", "\\boxed{\\boxed{", "should be ", "it is 5. ",
+    "5 to the ", "12 minus 4, which is ", "not a but ", "x = 1, ",
+    "Answer:\n", "#### ", "so ", "that is ", "wait ", "\n(a) ", "5 x ", "\u00bd", "at ", "- ", "1.\n"
 ]
 
 
