@@ -94,6 +94,15 @@ def stopped(argv: list[str], wait_for: str, stop: Callable[[subprocess.Popen], N
     return code, text
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """For many small tensors: two threads wait for each other more than they help."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def shipped():
     return checkpoints.load_model(SHIPPED)

@@ -18,6 +18,8 @@ from star.lora import add_lora, lora_modules, trainable
 from star.problem import Example
 from star.sampler import Sampler
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 GOLDENS = sorted(p.parent.name for p in GOLDEN.glob("*/golden.safetensors")
                  if (p.parent / "config.json").exists() and "bf16" not in p.parent.name)  # fmt: skip
 CLOSE = 1e-6  # between two float64 computations whose rope angles, cos and sin are float32

@@ -20,6 +20,8 @@ from star.run.folder import Run, facts, generation, newest_finished, read_lines,
 from star.sampler import Sampler
 from star.tasks import load_task
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SETTINGS = {
     "problems": 40, "iterations": 3, "first_steps": 3, "batch_size": 8, "slots": 16, "rank": 4, "temperature": 0.7,
     "model": str(SHIPPED),

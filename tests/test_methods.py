@@ -18,6 +18,8 @@ from star.sampler import Sampler
 from star.select import choose_heldout
 from star.tasks import load_task
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 class Recorder(Scripted):
     """Also keeps the options of every call."""

@@ -22,6 +22,8 @@ from star.problem import Example
 from star.sampler import Sampler
 from star.text import Stops, TextStream
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @torch.no_grad()
 def naive(model, prompt, n, stop_ids=(), temperature=0.0, seed=0):
@@ -65,7 +67,7 @@ def test_equals_naive_in_float64(prefix, variant, temperature):
     model = random_decoder(seed=5, **VARIANTS[variant])
     prompts, seeds = ragged(9, seed=2), list(range(100, 109))
     expected = [naive(model, prefix + p, 12, [7], temperature, s) for p, s in zip(prompts, seeds, strict=True)]
-    for slots in (1, 3, 8, 64):
+    for slots in (1, 3, 64):
         outs = Sampler(model, slots=slots, max_len=40).generate(
             prompts, prefix=prefix, max_new_tokens=12, temperature=temperature, stop_ids=[7], seeds=seeds
         )

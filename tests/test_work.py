@@ -12,6 +12,8 @@ from star.problem import Chunk
 from star.run.flags import read_preset
 from star.run.work import Forecast, Work, duration
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def played(right, **settings):
     """(Work as foretold, rationales sampled and steps taken by iteration) of a run with a scripted model."""
