@@ -553,7 +553,7 @@ def test_parquet(tmp_path):
     task = load_task("jsonl", data=file, zero_shot=True, fields="choices=choices,answer=answerKey")
     assert problems(task)[0] == Problem("arc-1", "0?", "b", choices=("x", "y"))
     assert files.read_records(file)[2][0] == f"{file}, row 3"
-    task = load_task("jsonl", data=file, zero_shot=True, fields="answer=gold,group=n")
+    task = load_task("jsonl", data=file, zero_shot=True, fields="answer=gold,group=n", grade="number")
     assert [p.answer for p in problems(task)] == ["1.5"] * 3
     countdown = parquet(tmp_path / "c.parquet", COUNTDOWN)
     countdown = countdown.rename(tmp_path / "countdown.bin")  # what stands in it says what it is
