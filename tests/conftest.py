@@ -1,5 +1,6 @@
 """What several tests need: tiny random decoders, the model that ships, and lines that the summary prints."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from star.decoder import Decoder, DecoderConfig, Linear, Norm
 from star.lora import add_lora, lora_modules
 from star.tasks import load_task
 
+gc.freeze()  # what torch and the others brought along need not be looked through at each collection
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
 SHIPPED = ROOT / "checkpoints" / "tiny-adder"

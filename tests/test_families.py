@@ -209,12 +209,13 @@ def plain_draws(folder, prompt, tokens):
 @pytest.mark.parametrize("name", GOLDENS)
 @torch.no_grad()
 def test_a_prefix_may_end_anywhere(name):
-    """The golden's 16 tokens with the prompt cut at every place, in two rows: its first 8, and the 8 after those."""
+    """The golden's 16 tokens with the prompt cut anywhere, in two rows: its first 8, and the 8 after those."""
     golden = load_file(GOLDEN / name / "golden.safetensors")
     ids, greedy = golden["input_ids"][0].tolist(), golden["greedy"][0].tolist()
     logprobs, _ = plain_draws(GOLDEN / name, ids, greedy)
     sampler = Sampler(checkpoints.load_model(GOLDEN / name), slots=3, max_len=64)
-    for cut in range(len(ids) + 1):  # at 24 the prompt is empty
+    odd = GOLDENS.index(name) % 2  # every second place, other ones for the next family; at 24 the prompt is empty
+    for cut in sorted({0, *range(odd, len(ids), 2), len(ids)}):
         prompts = [ids[cut:], ids[cut:] + greedy[:8]]
         first, second = sampler.generate(prompts, prefix=ids[:cut], max_new_tokens=8)
         assert [*first.tokens, *second.tokens] == greedy, f"{cut=}"
