@@ -408,6 +408,12 @@ def composed(rng):
     return rng.choice(MARKERS).replace("{}", stated), value, spoiled
 
 
+@pytest.mark.parametrize("spoiler", ["dozen", "squared", "lakh", "bn"])
+def test_what_stands_behind_display_math_is_a_word_of_its_own(spoiler):
+    assert verifier.number(f"The answer is \\[56 years old\\] {spoiler}") is None
+    assert verifier.number("The answer is \\[56 years old\\] today.") == "56"
+
+
 def test_composed_statements_are_read_whole_or_not_at_all(report):
     """A million of them were tried; a few thousand stay. Some of the plain ones say too much, and may be lost."""
     rng, read, spoiled_ones, count = random.Random(13), 0, 0, 3000

@@ -307,7 +307,7 @@ def _after_marker(text: str, begin: int, start: int, at: int, final: int, kind: 
         sign = CLOSES[display.lastgroup]
         close = text.find(sign, display.end(), display.end() + MOST_STATED)
         if close >= 0:
-            inside, begin = text[display.end() : close], close + len(sign)
+            inside, begin = text[display.end() : close] + " ", close + len(sign)
             begin = GOES_ON.match(text, begin).end()
     stop = sentence_end(text, begin, kind)
     several = kind == "number" and NEXT_LINE.match(text, stop)
