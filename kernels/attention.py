@@ -1,8 +1,10 @@
 """Attention of T queries a row over a shared prefix and the row's own keys.
 
-The prefix (the few-shot text) is stored once for all rows. Both blocks of scores go through ONE softmax, so sharing
-is exact and not an approximation. Query groups are folded into query rows: grouped-query attention without copying a
-key. `causal_attention` is the case that training and most prefills are: no prefix, no cap, no window.
+The prefix (the few-shot text) is stored once for all rows. `attention` puts both blocks of scores through ONE softmax.
+`attention_behind` looks at each block by itself and joins what comes out: softmax over two blocks is the mean of two
+softmaxes, weighted by the sums of their exponentials, so that is exact too, and torch's own kernels, which keep no
+scores, can do most of it. Query groups are folded into query rows: grouped-query attention without copying a key.
+`causal_attention` is the case that training and most prefills are: no prefix, no cap, no window.
 
 Dimensions: B rows, T queries, S own keys, P prefix keys, H query heads, K key heads, G = H / K, hd head size.
 """
@@ -70,3 +72,63 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     q (B, H, T, hd); k, v (B, K, T, hd) -> (B, H, T, hd).
     """
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+
+
+def attention_behind(q: Tensor, k: Tensor, v: Tensor, scale: float, prefix: tuple[Tensor, Tensor],
+                     mask: Tensor | None = None) -> Tensor:
+    """`attention` behind a prefix that all queries see whole, without scores of the prefix where a kernel allows.
+
+    q (B, H, T, hd); k, v (B, K, S, hd); prefix: two tensors (K, P, hd). mask (B or 1, 1, T, S) as there, of the own
+    keys; None: query t sees the own keys 0..t (T = S).
+    """
+    if mask is None and not has_flash(q):
+        mask = q.new_full((q.shape[2], q.shape[2]), float("-inf")).triu_(1)[None, None]
+    own = flash(q, k, v, scale, causal=True) if mask is None else scored(q, k, v, scale, mask)
+    B, H, T, hd = q.shape
+    K = k.shape[1]
+    rows = q.reshape(B, K, -1, hd).transpose(0, 1).reshape(1, K, -1, hd)  # rows fold into queries: (1, K, B*G*T, hd)
+    of_all = (flash if has_flash(q) else scored)(rows, prefix[0][None], prefix[1][None], scale)
+    out, lse = (t[0].unflatten(1, (B, -1)).transpose(0, 1).reshape(B, H, T, *t.shape[3:]) for t in of_all)
+    return join(own, (out, lse))
+
+
+def join(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Tensor:
+    """Attention over two blocks of keys from what came of each: (out (..., hd), log-sum-exp of its scores (...))."""
+    share = torch.sigmoid(other[1] - one[1])  # e^b / (e^a + e^b)
+    return torch.lerp(one[0], other[0], share[..., None].to(one[0].dtype))
+
+
+def has_flash(q: Tensor) -> bool:
+    """Has torch a kernel for queries like these that returns the log-sum-exp?"""
+    return q.device.type == "cpu" or (q.is_cuda and q.dtype.itemsize == 2 and q.shape[-1] <= 256
+                                      and q.shape[-1] % 8 == 0)
+
+
+def flash(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool = False) -> tuple[Tensor, Tensor]:
+    """q (B, H, T, hd), k, v (B, K, S, hd) -> out (B, H, T, hd), log-sum-exp (B, H, T): FlashAttention (Dao et al. 2022).
+
+    By name, since F.scaled_dot_product_attention drops the log-sum-exp. Needs `has_flash`.
+    """
+    if q.device.type == "cpu":
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
+    if q.shape[1] != k.shape[1]:  # this one wants a key head for each query head
+        k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
+    return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, False, scale=scale)[:2]
+
+
+def scored(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """What `flash` returns, by holding all scores; mask (B or 1, 1, T, S) is added. For few keys, or no kernel."""
+    B, H, T, hd = q.shape
+    K, S = k.shape[1], k.shape[2]
+    folded, keys = q.reshape(B * K, -1, hd), k.reshape(B * K, S, hd).transpose(1, 2)  # (B*K, G*T, hd), (B*K, hd, S)
+    if mask is None:
+        scores = torch.bmm(folded, keys).mul_(scale)
+    else:
+        mask = mask.expand(B, H, T, S).reshape(B * K, -1, S)
+        scores = torch.baddbmm(mask, folded, keys, alpha=scale)  # (B*K, G*T, S)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    most = scores.amax(dim=-1, keepdim=True)
+    weights = scores.sub_(most).exp_()
+    total = weights.sum(dim=-1, keepdim=True)
+    out = torch.bmm(weights.div_(total).to(v.dtype), v.reshape(B * K, S, hd))
+    return out.view(B, H, T, hd), most.add_(total.log_()).view(B, H, T)

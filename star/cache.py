@@ -7,7 +7,7 @@ star/batch has one more, `Packed`, for training. None of them knows about stoppi
 import torch
 from torch import Tensor
 
-from kernels.attention import attention, causal_attention
+from kernels.attention import attention, attention_behind, causal_attention
 from star.device import free_memory
 
 MOST_SLOTS = 512  # when slots are chosen: past this a step takes longer in proportion, or nearly
@@ -31,7 +31,7 @@ class Context:
 
     def __init__(self, positions: Tensor, n_keys: int):
         self.positions, self.n_keys = positions, n_keys
-        self._masks: dict[int | None, Tensor] = {}
+        self._masks: dict[int | str | None, Tensor] = {}
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
         """Take in this forward's k, v (B, K, T, hd); (keys, values, shared prefix) that its queries meet."""
@@ -54,13 +54,22 @@ class Context:
             self._masks[window] = mask.expand(-1, like.shape[1], -1, -1).contiguous()
         return self._masks[window]
 
+    def own_mask(self, like: Tensor, n: int) -> Tensor:
+        """(B or 1, 1, T, n): the mask's part for the last n keys, where there is no window and no alibi."""
+        if "own" not in self._masks:
+            seen = visible(self.positions, torch.arange(self.n_keys - n, self.n_keys, device=like.device), None)
+            self._masks["own"] = torch.where(seen, like.new_zeros(()), float("-inf"))[:, None]
+        return self._masks["own"]
+
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, cap: float, window: int | None,
                slopes: Tensor | None) -> Tensor:
         """q (B, H, T, hd) and this forward's k, v (B, K, T, hd) -> (B, H, T, hd)."""
         k, v, prefix = self.update(layer, k, v)
-        whole = k.shape[2] == q.shape[2] > 1 and prefix is None  # each row from its first token on
-        plain = not cap and slopes is None and (window is None or window >= q.shape[2])
-        if whole and plain and (q.dtype.itemsize >= 4 or q.is_cuda):
+        whole = k.shape[2] == q.shape[2] > 1  # each row from its first own token on
+        plain = not cap and slopes is None and (window is None or window >= self.n_keys)
+        if plain and prefix is not None:
+            return attention_behind(q, k, v, scale, prefix, None if whole else self.own_mask(q, k.shape[2]))
+        if plain and whole and (q.dtype.itemsize >= 4 or q.is_cuda):
             return causal_attention(q, k, v, scale)
         return attention(q, k, v, self.mask(q, scale, window, slopes), scale, cap, prefix)
 

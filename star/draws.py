@@ -9,6 +9,7 @@ import hashlib
 import torch
 from torch import Tensor
 
+SLICE = {False: 2**17, True: 2**23}  # numbers that stay in the cache of a CPU's core, of a GPU
 TINY = 1e-30  # float32 rounds what is much smaller to 0, and logits over it to infinity
 
 
@@ -29,12 +30,21 @@ def draw_tokens(logits: Tensor, drawable: int, temperature: float, top_k: int, t
     otherwise from softmax(logits / temperature), truncated. seeds, index (B,) int64. The log-probability is the
     model's own: temperature 1, untruncated, all ids.
     """
-    scores = logits[:, :drawable]
-    if temperature >= TINY:
-        scores = truncate(scores / temperature, top_k, top_p)
-        scores = scores + gumbel(seeds, index, scores.shape[1])
-    drawn = scores.argmax(dim=-1)
-    return drawn, torch.log_softmax(logits, dim=-1).gather(1, drawn[:, None])[:, 0].float()
+    drawn, logprobs = [], []
+    rows = max(1, SLICE[logits.is_cuda] // logits.shape[1])  # at a time: their scores and noise stay in cache
+    for some, seed, i in zip(*(t.split(rows) for t in (logits, seeds, index)), strict=True):
+        scores = some[:, :drawable]
+        if temperature >= TINY:
+            scores = truncate(scores / temperature, top_k, top_p)
+            if (0 < top_k < drawable or top_p < 1) and not scores.is_cuda:  # there the count would have to be waited for
+                row, ids = at = (scores > float("-inf")).nonzero(as_tuple=True)
+                scores[at] += gumbel(seed[row], i[row], ids)
+            else:
+                scores += gumbel(seed[:, None], i[:, None], torch.arange(drawable, device=scores.device))
+        best = scores.argmax(dim=-1)
+        drawn.append(best)
+        logprobs.append(torch.log_softmax(some, dim=-1).gather(1, best[:, None])[:, 0].float())
+    return torch.cat(drawn), torch.cat(logprobs)
 
 
 def truncate(scores: Tensor, top_k: int, top_p: float) -> Tensor:
@@ -56,18 +66,20 @@ def truncate(scores: Tensor, top_k: int, top_p: float) -> Tensor:
     return scores
 
 
-def gumbel(seeds: Tensor, index: Tensor, n: int) -> Tensor:
-    """(B, n) float32 noise -log(-log u): argmax(logits / T + noise) draws from softmax(logits / T), exactly.
+def gumbel(seeds: Tensor, index: Tensor, ids: Tensor) -> Tensor:
+    """float32 noise -log(-log u): argmax(logits / T + noise) draws from softmax(logits / T), exactly.
 
     This is the exponential race. u depends on (seed, index, id) alone, through a counter-based hash: the same on every
-    device and in every batch. seeds, index (B,) int64.
+    device and in every batch. All three int64, and broadcast: (B, 1), (B, 1) and (V,) -> (B, V). Works in place, on
+    32-bit numbers that wrap around.
     """
-    ids = torch.arange(n, device=seeds.device)
-    row = _mix((seeds & 0xFFFFFFFF) ^ _mix(((seeds >> 32) & 0xFFFFFFFF) ^ _mix(index)))
-    bits = _mix(_mix(row[:, None] ^ _mix(ids + 0x9E3779B9 & 0xFFFFFFFF)))  # (B, n)
-    # v = 1 - u: near 0, where the winners' noise comes from, floats are dense; below 1, where log1p(-v) is finite
-    v = ((bits.double() + 0.5) * 2.0**-32).float().clamp(max=1 - 2.0**-24)
-    return -torch.log(-torch.log1p(-v))
+    row = _mix(seeds.int() ^ _mix((seeds >> 32).int() ^ _mix(index.int())))
+    bits = _mix(_mix(row ^ _mix((ids + 0x9E3779B9).int())))
+    # v = 1 - u: near 0, where the winners' noise comes from, floats are dense; below 1, where log1p(-v) is finite.
+    # bits + 1/2 as float32, rounded once: both halves are exact, and so is 2^16 times the upper one
+    upper = (bits >> 16).bitwise_and_(0xFFFF).float()
+    v = bits.bitwise_and_(0xFFFF).float().add_(0.5).add_(upper, alpha=65536).mul_(2.0**-32).clamp_(max=1 - 2.0**-24)
+    return v.neg_().log1p_().neg_().log_().neg_()
 
 
 def signed(seed: int) -> int:
@@ -77,7 +89,9 @@ def signed(seed: int) -> int:
 
 
 def _mix(x: Tensor) -> Tensor:
-    """A 32-bit integer hash of int64 tensors that hold values in [0, 2^32): xor-shift-multiply rounds (C. Wellons)."""
-    for shift, factor in ((16, 0x21F0AAAD), (15, 0x735A2D97)):
-        x = ((x ^ (x >> shift)) * factor) & 0xFFFFFFFF
-    return x ^ (x >> 15)
+    """A 32-bit integer hash, in place on int32: xor-shift-multiply rounds (C. Wellons). Shifts bring in zeros."""
+    for shift, factor in ((16, 0x21F0AAAD), (15, 0x735A2D97), (15, 1)):
+        x ^= (x >> shift).bitwise_and_((1 << 32 - shift) - 1)
+        if factor > 1:
+            x *= factor
+    return x

@@ -33,7 +33,7 @@ def naive(model, prompt, n, stop_ids=(), temperature=0.0, seed=0):
         logits = model(torch.tensor([ids]))[0, -1]
         scores = logits
         if temperature:
-            scores = logits / temperature + gumbel(torch.tensor([seed]), torch.tensor([step]), len(logits))[0]
+            scores = logits / temperature + gumbel(torch.tensor(seed), torch.tensor(step), torch.arange(len(logits)))
         best = scores.topk(2).values
         ids.append(int(scores.argmax()))
         logps.append(float(logits.log_softmax(-1)[ids[-1]]))
@@ -155,17 +155,46 @@ def test_draws_follow_the_softmax():
         assert chi2 < 48.3, chi2  # 22 degrees of freedom: exceeded once in 1,000 seeds
 
 
+def noise_by_formula(seed, index, i):
+    """The noise of one id with Python's integers, in float64: what the draw of a token is defined by."""
+
+    def mix(x):
+        for shift, factor in ((16, 0x21F0AAAD), (15, 0x735A2D97)):
+            x = (x ^ x >> shift) * factor % 2**32
+        return x ^ x >> 15
+
+    row = mix(seed % 2**32 ^ mix((seed >> 32) % 2**32 ^ mix(index)))
+    v = (mix(mix(row ^ mix((i + 0x9E3779B9) % 2**32))) + 0.5) / 2**32
+    return -math.log(-math.log1p(-min(v, 1 - 2**-24)))
+
+
+def test_noise_is_what_the_hash_says():
+    seeds = [0, 1, -1, 2**31, 2**32 - 1, 2**40 + 5, -(2**63), 2**63 - 1]
+    ids = torch.tensor([0, 1, 49_151, 2**17])
+    noise = gumbel(torch.tensor(seeds)[:, None], torch.tensor(range(8))[:, None], ids)
+    assert noise.dtype == torch.float32
+    wanted = [[noise_by_formula(seed, index, i) for i in ids.tolist()] for index, seed in enumerate(seeds)]
+    torch.testing.assert_close(noise.double(), torch.tensor(wanted, dtype=torch.float64), rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (3, 1.0), (0, 0.7), (5, 0.6)])
+def test_a_draw_is_the_best_of_score_and_noise(top_k, top_p):
+    """In slices of rows, with noise for those ids alone that truncation left: as with all noise at once. With ties."""
+    logits = torch.randn(300, 1000).mul_(4).bfloat16().float()  # so many are equal: more than top_k may be kept
+    seeds, index = torch.arange(300) * 2**33 - 7, torch.arange(300) % 11
+    scores = truncate(logits[:, :990] / 0.8, top_k, top_p) + gumbel(seeds[:, None], index[:, None], torch.arange(990))
+    drawn, logprobs = draw_tokens(logits, 990, 0.8, top_k, top_p, seeds, index)
+    assert torch.equal(drawn, scores.argmax(-1))
+    assert torch.equal(logprobs, logits.log_softmax(-1).gather(1, drawn[:, None])[:, 0])
+
+
 def test_noise_is_gumbel_and_never_infinite():
-    noise = gumbel(torch.arange(-500, 500), torch.tensor([3]), 1000).double()
+    noise = gumbel(torch.arange(-500, 500)[:, None], torch.tensor(3), torch.arange(1000)).double()
     assert torch.isfinite(noise).all()
     assert float(noise.mean()) == pytest.approx(0.5772, abs=0.005)
     assert float(noise.var()) == pytest.approx(math.pi**2 / 6, abs=0.02)
-    shifted = gumbel(torch.arange(-500, 500), torch.tensor([4]), 1000).double()
+    shifted = gumbel(torch.arange(-500, 500)[:, None], torch.tensor(4), torch.arange(1000)).double()
     assert abs(float(torch.corrcoef(torch.stack([noise.flatten(), shifted.flatten()]))[0, 1])) < 0.005
-    three = torch.tensor([3])
-    assert torch.equal(
-        gumbel(torch.tensor([2**40 + 5]), three, 7), gumbel(torch.tensor([1, 2**40 + 5]), three, 9)[1:, :7]
-    )
 
 
 def test_stop_limit_and_stream():
