@@ -1,10 +1,11 @@
-"""Attention of T queries a row over a shared prefix and the row's own keys.
+"""Attention of T queries a row over keys that several rows share and over keys of the row's own.
 
-The prefix (the few-shot text) is stored once for all rows. `attention` puts both blocks of scores through ONE softmax.
-`attention_behind` looks at each block by itself and joins what comes out: softmax over two blocks is the mean of two
-softmaxes, weighted by the sums of their exponentials, so that is exact too, and torch's own kernels, which keep no
-scores, can do most of it. Query groups are folded into query rows: grouped-query attention without copying a key.
-`causal_attention` is the case that training and most prefills are: no prefix, no cap, no window.
+The few-shot text is stored once for all rows, and a prompt once for all its samples. `attention` puts a prefix and the
+own keys through ONE softmax. `own_attention` and `shared_attention` look at one block of keys each, and `join` puts
+together what comes out: softmax over two blocks is the mean of two softmaxes, weighted by the sums of their
+exponentials. That is exact too, and torch's own kernels, which keep no scores, can do most of it. Query groups are
+folded into query rows: grouped-query attention without copying a key. `causal_attention` is the case that training and
+most prefills are: no prefix, no cap, no window.
 
 Dimensions: B rows, T queries, S own keys, P prefix keys, H query heads, K key heads, G = H / K, hd head size.
 """
@@ -74,43 +75,55 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
 
 
-def attention_behind(q: Tensor, k: Tensor, v: Tensor, scale: float, prefix: tuple[Tensor, Tensor],
-                     mask: Tensor | None = None) -> Tensor:
-    """`attention` behind a prefix that all queries see whole, without scores of the prefix where a kernel allows.
+def own_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Attention to the row's own keys, and how much they weigh: to be joined with what other keys give.
 
-    q (B, H, T, hd); k, v (B, K, S, hd); prefix: two tensors (K, P, hd). mask (B or 1, 1, T, S) as there, of the own
-    keys; None: query t sees the own keys 0..t (T = S).
+    q (B, H, T, hd); k, v (B, K, S, hd); mask (B or 1, 1, T, S) is added to the scores; None: query t sees keys 0..t.
+    Returns (out (B, H, T, hd), log-sum-exp of the scaled scores (B, H, T), float32 or wider).
     """
-    if mask is None and not has_flash(q):
+    if mask is None and has_flash(q):
+        return flash(q, k, v, scale, causal=True)
+    if mask is None:
         mask = q.new_full((q.shape[2], q.shape[2]), float("-inf")).triu_(1)[None, None]
-    own = flash(q, k, v, scale, causal=True) if mask is None else scored(q, k, v, scale, mask)
-    B, H, T, hd = q.shape
-    K = k.shape[1]
-    rows = q.reshape(B, K, -1, hd).transpose(0, 1).reshape(1, K, -1, hd)  # rows fold into queries: (1, K, B*G*T, hd)
-    of_all = (flash if has_flash(q) else scored)(rows, prefix[0][None], prefix[1][None], scale)
-    out, lse = (t[0].unflatten(1, (B, -1)).transpose(0, 1).reshape(B, H, T, *t.shape[3:]) for t in of_all)
-    return join(own, (out, lse))
+    return scored(q, k, v, scale, mask)  # few keys: faster than the kernel, and it takes a mask everywhere
 
 
-def join(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Tensor:
-    """Attention over two blocks of keys from what came of each: (out (..., hd), log-sum-exp of its scores (...))."""
+def shared_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None
+                     ) -> tuple[Tensor, Tensor]:
+    """As `own_attention`, to keys that n rows share: q (U * n, H, T, hd), rows of a prompt together; k, v (U, K, P, hd).
+
+    mask (U, 1, 1, P): keys that are pads; None: all queries see all keys. The rows fold into queries: one matmul for
+    each prompt and key head.
+    """
+    rows, H, T, hd = q.shape
+    U, K = k.shape[:2]
+    folded = q.reshape(U, -1, K, H // K * T, hd).transpose(1, 2).reshape(U, K, -1, hd)  # (U, K, n*G*T, hd)
+    parts = flash(folded, k, v, scale, mask=mask) if has_flash(q, mask) else scored(folded, k, v, scale, mask)
+    out, lse = (t.unflatten(2, (rows // U, -1)).transpose(1, 2) for t in parts)  # (U, n, K, G*T, ...)
+    return out.reshape(rows, H, T, hd), lse.reshape(rows, H, T)
+
+
+def join(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Attention to two blocks of keys from (out (..., hd), log-sum-exp (...)) of each: exactly what one softmax gives."""
     share = torch.sigmoid(other[1] - one[1])  # e^b / (e^a + e^b)
-    return torch.lerp(one[0], other[0], share[..., None].to(one[0].dtype))
+    return torch.lerp(one[0], other[0], share[..., None].to(one[0].dtype)), torch.logaddexp(one[1], other[1])
 
 
-def has_flash(q: Tensor) -> bool:
+def has_flash(q: Tensor, mask: Tensor | None = None) -> bool:
     """Has torch a kernel for queries like these that returns the log-sum-exp?"""
     return q.device.type == "cpu" or (q.is_cuda and q.dtype.itemsize == 2 and q.shape[-1] <= 256
-                                      and q.shape[-1] % 8 == 0)
+                                      and q.shape[-1] % 8 == 0 and mask is None)
 
 
-def flash(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool = False) -> tuple[Tensor, Tensor]:
+def flash(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool = False, mask: Tensor | None = None
+          ) -> tuple[Tensor, Tensor]:
     """q (B, H, T, hd), k, v (B, K, S, hd) -> out (B, H, T, hd), log-sum-exp (B, H, T): FlashAttention (Dao et al. 2022).
 
     By name, since F.scaled_dot_product_attention drops the log-sum-exp. Needs `has_flash`.
     """
     if q.device.type == "cpu":
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, attn_mask=mask,
+                                                                          scale=scale)
     if q.shape[1] != k.shape[1]:  # this one wants a key head for each query head
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
     return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, False, scale=scale)[:2]

@@ -4,10 +4,12 @@
 star/batch has one more, `Packed`, for training. None of them knows about stopping or prompts: that is the sampler's.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from kernels.attention import attention, attention_behind, causal_attention
+from kernels.attention import attention, causal_attention, join, own_attention, shared_attention
 from star.device import free_memory
 
 MOST_SLOTS = 512  # when slots are chosen: past this a step takes longer in proportion, or nearly
@@ -23,19 +25,54 @@ def visible(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
     return seen if window is None else seen & (k > q - window)
 
 
+class Shared:
+    """Keys and values of U prompts that several rows have in front of their own, padded to one length.
+
+    keys, values: a layer (U, K, P, hd) each. Without `seat` there is one prompt, and all rows of a batch are behind it.
+    """
+
+    def __init__(self, keys: list[Tensor], values: list[Tensor], lengths: Tensor | None = None):
+        self.keys, self.values, self.mask, self.slots = keys, values, None, None
+        if lengths is not None:  # (U,)
+            pads = torch.arange(keys[0].shape[2], device=lengths.device) >= lengths[:, None]
+            self.mask = keys[0].new_zeros(pads.shape).masked_fill_(pads, float("-inf"))[:, None, None]
+
+    def seat(self, slots: list[list[int]]) -> None:
+        """slots[u]: where the rows of prompt u run now. [[4, 0], [7]]: three rows; the second prompt has one."""
+        most = max(map(len, slots))  # a prompt with fewer rows looks for some row again, and that goes nowhere
+        padded, device = [(s + [0] * most)[:most] for s in slots], self.keys[0].device
+        self.looking = torch.tensor(padded, device=device).flatten()  # (U * most,)
+        self.slots = torch.tensor([b for s in slots for b in s], device=device)  # (n,)
+        self.places = torch.tensor([u * most + i for u, s in enumerate(slots) for i in range(len(s))], device=device)
+
+    def join(self, layer: int, q: Tensor, scale: float, own: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Attention of q (B, H, T, hd) and its log-sum-exp, after these keys have been added to what `own` saw."""
+        keys, values = self.keys[layer], self.values[layer]
+        if self.slots is None:
+            return join(own, shared_attention(q, keys, values, scale))
+        more = shared_attention(q[self.looking], keys, values, scale, self.mask)
+        joined = join([t[self.slots] for t in own], [t[self.places] for t in more])
+        for t, rows in zip(own, joined, strict=True):
+            t[self.slots] = rows
+        return own
+
+
 class Context:
     """What a forward pass asks: which keys and values its queries meet, and which rows anything later reads.
 
-    positions (B or 1, T): of the queries. n_keys: keys at the positions 0, 1, ... that they may see.
+    positions (B or 1, T): of the queries. n_keys: keys at the positions 0, 1, ... that they may see; the last of them
+    are the row's own, the first those of `behind`.
     """
+
+    behind: Sequence[Shared] = ()  # what rows have in front of their own keys
 
     def __init__(self, positions: Tensor, n_keys: int):
         self.positions, self.n_keys = positions, n_keys
         self._masks: dict[int | str | None, Tensor] = {}
 
-    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
-        """Take in this forward's k, v (B, K, T, hd); (keys, values, shared prefix) that its queries meet."""
-        return k, v, None
+    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Take in this forward's k, v (B, K, T, hd); the own keys and values that its queries meet."""
+        return k, v
 
     def read(self, layer: int, x: Tensor) -> Tensor:
         """The rows of x (B, T, ...) that anything after this layer's attention reads: all, unless a context knows less.
@@ -55,22 +92,30 @@ class Context:
         return self._masks[window]
 
     def own_mask(self, like: Tensor, n: int) -> Tensor:
-        """(B or 1, 1, T, n): the mask's part for the last n keys, where there is no window and no alibi."""
+        """(B or 1, 1, T, n): as `mask` for the n own keys, where there is no window and no alibi."""
         if "own" not in self._masks:
-            seen = visible(self.positions, torch.arange(self.n_keys - n, self.n_keys, device=like.device), None)
+            seen = visible(self.own_positions(n), torch.arange(n, device=like.device), None)
             self._masks["own"] = torch.where(seen, like.new_zeros(()), float("-inf"))[:, None]
         return self._masks["own"]
+
+    def own_positions(self, n: int) -> Tensor:
+        """(B or 1, T): where among the n own keys the queries stand."""
+        return self.positions - (self.n_keys - n)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, cap: float, window: int | None,
                slopes: Tensor | None) -> Tensor:
         """q (B, H, T, hd) and this forward's k, v (B, K, T, hd) -> (B, H, T, hd)."""
-        k, v, prefix = self.update(layer, k, v)
+        k, v = self.update(layer, k, v)
         whole = k.shape[2] == q.shape[2] > 1  # each row from its first own token on
         plain = not cap and slopes is None and (window is None or window >= self.n_keys)
-        if plain and prefix is not None:
-            return attention_behind(q, k, v, scale, prefix, None if whole else self.own_mask(q, k.shape[2]))
+        if plain and self.behind:
+            seen = own_attention(q, k, v, scale, None if whole else self.own_mask(q, k.shape[2]))
+            for shared in self.behind:
+                seen = shared.join(layer, q, scale, seen)
+            return seen[0]
         if plain and whole and (q.dtype.itemsize >= 4 or q.is_cuda):
             return causal_attention(q, k, v, scale)
+        prefix = (self.behind[0].keys[layer][0], self.behind[0].values[layer][0]) if self.behind else None
         return attention(q, k, v, self.mask(q, scale, window, slopes), scale, cap, prefix)
 
 
@@ -83,7 +128,7 @@ class Causal(Context):
 
 
 class KVCache:
-    """Keys and values of `slots` rows, `length` own tokens each, and at most one prefix that all rows share.
+    """Keys and values of `slots` rows, `length` own tokens each, behind at most one prefix that all rows share.
 
     Slot b's own token i stands at position P + i. Zeroed, for a masked NaN would still poison a weighted sum.
     """
@@ -93,7 +138,7 @@ class KVCache:
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layers)]
         self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layers)]
         self.slots, self.length, self.device = slots, length, device
-        self.prefix: list[tuple[Tensor, Tensor]] = []  # a layer: (K, P, hd) twice
+        self.prefix: tuple[Shared, ...] = ()
         self.n_prefix = 0
 
     @staticmethod
@@ -101,10 +146,10 @@ class KVCache:
         """Keys and values of one token in all layers."""
         return 2 * config.n_layers * config.n_kv * config.head_dim * dtype.itemsize
 
-    def use_prefix(self, other: "KVCache | None") -> None:
-        """Take other's row 0 as the prefix of all rows: views, no copy. None: no prefix."""
-        self.prefix = [] if other is None else [(k[0], v[0]) for k, v in zip(other.keys, other.values, strict=True)]
-        self.n_prefix = 0 if other is None else other.length
+    def use_prefix(self, other: "KVCache | None", length: int = 0) -> None:
+        """Take other's first slot, `length` tokens of it, as the prefix of all rows: views, no copy. None: no prefix."""
+        both = [] if other is None else [[t[:1, :, :length] for t in part] for part in (other.keys, other.values)]
+        self.prefix, self.n_prefix = (Shared(*both),) if both else (), length
 
     def move(self, rows: Tensor) -> None:
         """Move these rows (n,) to the slots 0..n-1, in place: addresses stay."""
@@ -117,22 +162,26 @@ class Prefill(Context):
 
     slots, source, lengths (n,) int64: with slots [4, 0, 7] and source [0, 0, 1], the first prompt is computed once and
     stored in slots 4 and 0 (several samples of one prompt), the second in slot 7. The last hidden states come out as
-    (n, 1, D): of the last token of each slot's prompt.
+    (n, 1, D): of the last token of each slot's prompt. keeps: nothing is stored in slots, `kept` has the prompts' keys
+    and values instead, a layer (prompts, K, width, hd) each.
     """
 
-    def __init__(self, cache: KVCache, slots: Tensor, source: Tensor, lengths: Tensor, width: int):
+    def __init__(self, cache: KVCache, slots: Tensor, source: Tensor, lengths: Tensor, width: int, keeps: bool = False):
         super().__init__(torch.arange(cache.n_prefix, cache.n_prefix + width, device=cache.device)[None],
                          cache.n_prefix + width)
-        self.cache, self.slots, self.source, self.last = cache, slots, source, lengths - 1
+        self.cache, self.slots, self.source, self.last, self.behind = cache, slots, source, lengths - 1, cache.prefix
+        self.kept: tuple[list[Tensor], list[Tensor]] | None = ([], []) if keeps else None
 
     def read(self, layer: int, x: Tensor) -> Tensor:
         return x[self.source, self.last][:, None] if layer == len(self.cache.keys) - 1 else x
 
-    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
-        width = k.shape[2]
-        self.cache.keys[layer][self.slots, :, :width] = k[self.source]
-        self.cache.values[layer][self.slots, :, :width] = v[self.source]
-        return k, v, self.cache.prefix[layer] if self.cache.prefix else None
+    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        for i, (t, cache) in enumerate(((k, self.cache.keys), (v, self.cache.values))):
+            if self.kept:
+                self.kept[i].append(t.contiguous())  # not a view of all that the linear made
+            else:
+                cache[layer][self.slots, :, : t.shape[2]] = t[self.source]
+        return k, v
 
 
 class Decode(Context):
@@ -141,19 +190,27 @@ class Decode(Context):
     used: own keys that any of these rows looks at; a host number, so that no tensor has to be read. Behind a prefix of
     P = 10, index [3, 0] and used 4: slot 0 stands at position 13, writes its key to own index 3 and sees the prefix and
     own keys 0-3; slot 1 stands at position 10, writes to 0 and sees the prefix and itself; 1-3 are masked for it.
+    prompts: more keys in front of some rows' own, which then stand `apart` (B,) positions farther behind.
     """
 
-    def __init__(self, cache: KVCache, index: Tensor, used: int):
-        super().__init__(index[:, None] + cache.n_prefix, cache.n_prefix + used)
-        self.cache, self.used, self.index = cache, used, index
+    def __init__(self, cache: KVCache, index: Tensor, used: int, apart: Tensor, prompts: Sequence[Shared] = ()):
+        super().__init__((index + apart)[:, None] + cache.n_prefix, cache.n_prefix + used)
+        self.cache, self.used, self.index, self.behind = cache, used, index, (*cache.prefix, *prompts)
         self.rows = torch.arange(len(index), device=index.device)
 
-    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+    def own_positions(self, n: int) -> Tensor:
+        return self.index[:, None]
+
+    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         B = k.shape[0]
         keys, values = self.cache.keys[layer][:B], self.cache.values[layer][:B]  # (B, K, length, hd): views
         keys[self.rows, :, self.index], values[self.rows, :, self.index] = k[:, :, 0], v[:, :, 0]
-        prefix = self.cache.prefix[layer] if self.cache.prefix else None
-        return keys[:, :, : self.used], values[:, :, : self.used], prefix
+        return keys[:, :, : self.used], values[:, :, : self.used]
+
+
+def keys_can_be_shared(config, n_keys: int) -> bool:
+    """Can a row's keys lie in several places? Not where scores depend on where a key stands, but for its rope."""
+    return not config.attn_cap and not config.alibi and all(w is None or w >= n_keys for w in config.windows)
 
 
 def choose_slots(config, dtype: torch.dtype, device: torch.device, slots: int | None, max_len: int) -> int:

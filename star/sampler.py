@@ -18,7 +18,7 @@ from star.decoder import Decoder
 from star.device import free_memory
 from star.draws import signed
 from star.problem import Completion
-from star.schedule import BUCKET, Options, Schedule, Slots
+from star.schedule import BUCKET, Options, Schedule, Slots, rung
 from star.text import Stops
 
 
@@ -30,8 +30,8 @@ class Sampler:
     head) are never drawn. merge: True samples a model that has adapters from merged weights, a second buffer; False
     from the live adapters; None merges where that buffer fits. Raises ValueError for a cache that cannot fit.
 
-    The cache, the slots' state and the prefix stay between calls, since the chunks of a phase use them again: `release`
-    gives their memory back.
+    The cache, the slots' state, the prefix and a device's graphs stay between calls, since the chunks of a phase use
+    them again: `release` gives their memory back.
     """
 
     def __init__(self, model: Decoder, slots: int | None = 64, max_len: int = 1024, tokenizer=None,
@@ -88,12 +88,13 @@ class Sampler:
             prompts, prefix = [[prefix[-1], *p] for p in prompts], prefix[:-1]
         model = self._weights()
         shared = self._prefill_prefix(model, prefix) if prefix else None
-        rows, most = min(self.slots, len(prompts)), max(options.max_new)
+        rows, most = len(prompts) if model.device.type == "cpu" else rung(len(prompts)), max(options.max_new)
+        rows = min(self.slots, rows)
         length = max(len(p) + new for p, new in zip(prompts, options.max_new, strict=True))
         slots = self._take_slots(rows, length, most)
         schedule = Schedule(model, slots, rows, prompts, options)
         try:
-            slots.start(model, shared, options)
+            slots.start(model, shared, len(prefix), options)
             yield from schedule.run()
         finally:
             self._slots = slots
@@ -167,13 +168,17 @@ class Sampler:
                        self.n_drawable)
 
     def _prefill_prefix(self, model: Decoder, prefix: list[int]) -> KVCache:
-        """A cache of one row that holds the prefix; kept until the prefix or the weights change."""
+        """A cache of one row that holds the prefix; kept until the prefix or the weights change, and then filled anew
+        where it is long enough and no stream is looking at it."""
         key = (tuple(prefix), lora.version(self.model))
         if self._prefix is None or self._prefix[0] != key:
+            cache = self._prefix[1] if self._prefix and self._slots else None
             self._prefix = None  # the old one goes before the new one comes
             if self._slots is not None:
                 self._slots.leave_prefix()
-            cache = KVCache(model.config, 1, len(prefix), model.device, model.dtype)
+            if cache is None or cache.length < len(prefix):
+                cache = None
+                cache = KVCache(model.config, 1, -(-len(prefix) // BUCKET) * BUCKET, model.device, model.dtype)
             row = torch.zeros(1, dtype=torch.int64, device=model.device)
             model.hidden(torch.tensor([prefix], device=model.device), Prefill(cache, row, row, row + 1, len(prefix)))
             self._prefix = key, cache

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kernels.graph import Graphs
-from star.cache import Decode, KVCache, Prefill
+from star.cache import Decode, KVCache, Prefill, Shared, keys_can_be_shared
 from star.decoder import Decoder
 from star.draws import draw_tokens
 from star.problem import Completion
@@ -22,9 +22,10 @@ from star.text import Stops
 
 POLL_EVERY = 8  # decode steps between looks at the flags, where a look makes the host wait for a device
 COMPACT = 0.75  # nothing waits and fewer rows than this share still run: they move together, the batch shrinks
+KEEP_ONCE = 2048  # keys that need not be read each step if samples look at one copy of their prompt: then it pays
 REFILL = 1 / 8  # wait until this share of the slots is free: prompts are prefilled a few at a time
 PREFILL_TOKENS = 8192  # of one prefill, padding counted (one prompt may exceed it)
-BUCKET = 64  # lengths of the cache, and on a device key lengths, are rounded up to this: one graph of a step each
+BUCKET = 64  # lengths of the cache are rounded up to this
 
 
 @dataclass(frozen=True)
@@ -54,34 +55,37 @@ class Slots:
         """rows: slots. length: of a row in the cache, its prompt included. most: new tokens of a row."""
         self.cache, self.most = KVCache(model.config, rows, length, model.device, model.dtype), most
         ints = {"dtype": torch.int64, "device": model.device}
-        self.last, self.cached, self.count, self.ends, self.seeds = (torch.zeros(rows, **ints) for _ in range(5))
+        self.last, self.cached, self.apart, self.count, self.ends, self.seeds = (
+            torch.zeros(rows, **ints) for _ in range(6))
         self.stopped = torch.zeros(rows, dtype=torch.bool, device=model.device)
         self.new = torch.zeros(rows, most + 1, **ints)  # the last column takes what ended rows draw
         self.logprobs = torch.zeros(rows, most + 1, device=model.device)
-        self.state = (self.last, self.cached, self.count, self.ends, self.seeds, self.stopped, self.new, self.logprobs)
-        self.stop_ids = torch.zeros(0, **ints)
+        self.state = (self.last, self.cached, self.apart, self.count, self.ends, self.seeds, self.stopped, self.new,
+                      self.logprobs)
+        self.stop_ids = torch.zeros(16, **ints)
         self.graphs = Graphs(model.device)
-        self._recorded: tuple | None = None  # what the graphs depend on beside the addresses here
+        self._recorded: tuple | None = None  # the other addresses that the graphs know
 
     @property
     def size(self) -> tuple[int, int, int]:
         return self.cache.slots, self.cache.length, self.most
 
-    def start(self, model: Decoder, prefix: KVCache | None, o: Options) -> None:
-        """All slots are free, behind this prefix. Graphs are dropped if anything moved, or is asked for otherwise."""
-        self.cache.use_prefix(prefix)
+    def start(self, model: Decoder, prefix: KVCache | None, n_prefix: int, o: Options) -> None:
+        """All slots are free, behind n_prefix tokens of this prefix. Graphs are dropped if anything has moved."""
+        self.cache.use_prefix(prefix, n_prefix)
         for t in self.state:
             t.zero_()
-        weights = tuple(p.data_ptr() for p in model.parameters())
-        recorded = (weights, prefix, o.temperature, o.top_k, o.top_p, o.stop_ids, o.drawable)
+        if len(o.stop_ids) > len(self.stop_ids):
+            self.stop_ids = self.stop_ids.new_zeros(len(o.stop_ids))
+        self.stop_ids[: len(o.stop_ids)] = torch.tensor(o.stop_ids, dtype=torch.int64)
+        used = [*model.parameters(), self.stop_ids, *([] if prefix is None else prefix.keys)]
+        recorded = tuple(t.data_ptr() for t in used)
         if recorded != self._recorded:
-            self.stop_ids = torch.tensor(o.stop_ids, dtype=torch.int64, device=self.last.device)
             self.graphs, self._recorded = Graphs(self.last.device), recorded
 
     def leave_prefix(self) -> None:
         """Let go of the prefix, before another one is made."""
         self.cache.use_prefix(None)
-        self._recorded = None
 
     def move(self, rows: list[int]) -> None:
         """Move these rows to the first slots."""
@@ -97,6 +101,7 @@ class _Row:
 
     index: int  # of the prompt
     length: int  # own tokens in the cache once the tokens drawn so far are in
+    source: tuple[Shared, int] | None = None  # prompts that are kept once, and which of them is this row's
     shown: int = 0  # tokens given to on_token
     searched: int = 0  # tokens known to hold no stop string
 
@@ -109,6 +114,11 @@ class Schedule:
         # longest first: prompts of a prefill are alike, and the short ones are left for the end
         self.waiting = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i])))
         self.running: list[_Row | None] = [None] * rows  # by slot; None: free
+        self.shared: list[Shared] = []  # prompts that are kept once for several running rows
+        self.moved = False  # have rows come, gone or moved since they were seated?
+        c, s = model.config, slots.cache
+        self.keeps = model.device.type == "cpu" and keys_can_be_shared(c, s.n_prefix + s.length)
+        self.how = (s.n_prefix, o.temperature, o.top_k, o.top_p, o.drawable, len(o.stop_ids))  # what a step depends on
         self.slot_steps = self.row_steps = 0  # decode steps times slots, and those that brought a token
 
     def run(self) -> Iterator[tuple[int, Completion]]:
@@ -117,11 +127,13 @@ class Schedule:
         every = 1 if free_polls or self.o.on_token else POLL_EVERY
         while self.waiting or any(self.running):
             refilled = self._refill()
-            if not self.waiting and sum(map(bool, self.running)) < COMPACT * len(self.running):
+            if not self.waiting:
                 self._compact()
+            if self.moved:
+                self._seat()
             # a row may have ended at the token that its prefill drew: where a look costs nothing, look before decoding
             for _ in range(0 if refilled and free_polls else every):
-                self.slots.graphs(self._decode, len(self.running), self._keys_in_use())
+                self.slots.graphs(self._decode, len(self.running), self._keys_in_use(), self.how)
                 self.slot_steps += len(self.running)
                 for row in filter(None, self.running):
                     row.length = min(row.length + 1, self.slots.cache.length)
@@ -150,23 +162,41 @@ class Schedule:
         lengths = [len(prompts[i]) for i in source]
         limits = [self.o.max_new[i] for i in indices]
         host = torch.tensor([free, source, lengths, limits, [self.o.seeds[i] for i in indices]])
-        at, rows, cached, ends, seeds = host.to(device)
-        hidden = self.model.hidden(tokens, Prefill(s.cache, at, rows, cached, width))[:, 0]  # (n, D)
+        at, rows, n_prompt, ends, seeds = host.to(device)
+        once = self.keeps and sum(lengths) - sum(map(len, prompts)) >= KEEP_ONCE
+        prefill = Prefill(s.cache, at, rows, n_prompt, width, once)
+        hidden = self.model.hidden(tokens, prefill)[:, 0]  # (n, D)
         zero = torch.zeros_like(at)
         drawn, logprobs = self._draw(hidden, seeds, zero)
-        s.last[at], s.cached[at], s.seeds[at] = drawn, cached, seeds
+        s.last[at], s.seeds[at] = drawn, seeds
+        s.cached[at], s.apart[at] = (zero, n_prompt) if once else (n_prompt, zero)
         s.new[at, 0], s.logprobs[at, 0] = drawn, logprobs
         s.count[at], s.stopped[at] = zero + 1, self._stops(drawn)
         s.ends[at] = torch.where(s.stopped[at], 1, ends)
-        for slot, index, length in zip(free, indices, lengths, strict=True):
-            self.running[slot] = _Row(index, length + 1)
+        if once:
+            self.shared.append(Shared(*prefill.kept, torch.tensor([len(p) for p in prompts], device=device)))
+        for slot, index, length, i in zip(free, indices, lengths, source, strict=True):
+            self.running[slot] = _Row(index, 1, (self.shared[-1], i)) if once else _Row(index, length + 1)
+        self.moved = True
 
-    def _decode(self, B: int, used: int) -> None:
-        """One token more for the slots 0..B-1. Reads and writes tensors in place and asks none for its value."""
+    def _seat(self) -> None:
+        """Tell prompts that are kept once which slots look at them; drop those that nobody looks at any more."""
+        rows = [(*row.source, b) for b, row in enumerate(self.running) if row and row.source]
+        self.shared = [s for s in self.shared if any(of is s for of, _, _ in rows)]
+        for s in self.shared:
+            s.seat([[b for of, i, b in rows if of is s and i == u] for u in range(len(s.keys[0]))])
+        self.moved = False
+
+    def _decode(self, B: int, used: int, how: tuple) -> None:
+        """One token more for the slots 0..B-1. Reads and writes tensors in place and asks none for its value.
+
+        how: what else a graph of this step depends on.
+        """
         s = self.slots
         # a row that has ended stays within the keys in use: it must see one, and nobody looks at what it writes
         index = s.cached[:B].clamp(max=used - 1)
-        hidden = self.model.hidden(s.last[:B, None], Decode(s.cache, index, used))[:, 0]  # (B, D)
+        context = Decode(s.cache, index, used, s.apart[:B], self.shared)
+        hidden = self.model.hidden(s.last[:B, None], context)[:, 0]  # (B, D)
         count, ends = s.count[:B], s.ends[:B]
         drawn, logprobs = self._draw(hidden, s.seeds[:B], count)
         going = count < ends
@@ -185,13 +215,13 @@ class Schedule:
         return draw_tokens(logits, o.drawable, o.temperature, o.top_k, o.top_p, seeds, index)
 
     def _stops(self, drawn: Tensor) -> Tensor:
-        return (drawn[:, None] == self.slots.stop_ids).any(dim=1)
+        return (drawn[:, None] == self.slots.stop_ids[: len(self.o.stop_ids)]).any(dim=1)
 
     def _keys_in_use(self) -> int:
         """Own keys that a step looks at, known without asking."""
         used = max((row.length for row in self.running if row), default=1)
         if self.model.device.type != "cpu":
-            used = -(-used // BUCKET) * BUCKET
+            used = rung(max(used, BUCKET))
         return min(used, self.slots.cache.length)
 
     def _poll(self) -> Iterator[tuple[int, Completion]]:
@@ -236,15 +266,24 @@ class Schedule:
         at = torch.tensor([b for b, _, _ in finished], device=self.model.device)
         ids, logprobs = self.slots.new[at].tolist(), self.slots.logprobs[at].tolist()
         for (b, n, finish), tokens, logps in zip(finished, ids, logprobs, strict=True):
-            index, self.running[b] = self.running[b].index, None
+            index, self.running[b], self.moved = self.running[b].index, None, True
             self.row_steps += max(n - 1, 0)  # the first token came with the prefill
             yield index, Completion(tuple(tokens[:n]), tuple(logps[:n]), finish)
 
     def _compact(self) -> None:
-        """Move the running rows to the first slots, and decode only these from now on."""
+        """Where few rows still run, move them to the first slots, and decode only these from now on."""
         rows = [b for b, row in enumerate(self.running) if row]
-        self.slots.move(rows)
-        self.running = [self.running[b] for b in rows]
+        B = len(rows) if self.model.device.type == "cpu" else rung(len(rows))
+        if rows and B < COMPACT * len(self.running):
+            self.slots.move(rows)
+            self.running = [self.running[b] for b in rows] + [None] * (B - len(rows))
+            self.moved = True
+
+
+def rung(n: int) -> int:
+    """The next of 1, 2, 3, 4, 6, 8, 12, 16, 24, ...: on a device few sizes come, so that few graphs serve."""
+    power = 1 << max(n - 1, 0).bit_length()
+    return power * 3 // 4 if 3 * power >= 4 * n and power > 2 else power
 
 
 def polls_are_free(device: torch.device) -> bool:
