@@ -31,10 +31,11 @@ class Shared:
     keys, values: a layer (U, K, P, hd) each. Without `seat` there is one prompt, and all rows of a batch are behind it.
     """
 
-    def __init__(self, keys: list[Tensor], values: list[Tensor], lengths: Tensor | None = None):
-        self.keys, self.values, self.mask, self.slots = keys, values, None, None
-        if lengths is not None:  # (U,)
-            pads = torch.arange(keys[0].shape[2], device=lengths.device) >= lengths[:, None]
+    def __init__(self, keys: list[Tensor], values: list[Tensor], lengths: list[int] | None = None):
+        self.keys, self.values, self.mask, self.slots, self.n_keys = keys, values, None, None, sum(lengths or ())
+        if lengths is not None:
+            device = keys[0].device
+            pads = torch.arange(max(lengths), device=device) >= torch.tensor(lengths, device=device)[:, None]  # (U, P)
             self.mask = keys[0].new_zeros(pads.shape).masked_fill_(pads, float("-inf"))[:, None, None]
 
     def seat(self, slots: list[list[int]]) -> None:

@@ -8,6 +8,7 @@ A prefix that all prompts share is prefilled and stored once, equal prompts are 
 is decided in star/schedule, which token is drawn in star/draws; it knows no tasks and no hints.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
@@ -46,6 +47,9 @@ class Sampler:
         self.slots = choose_slots(model.config, model.dtype, model.device, slots, max_len)
         self.n_drawable = vocab if tokenizer is None else tokenizer.vocab_size
         self.slot_steps = self.row_steps = 0  # decode steps times slots so far, and those that brought a token
+        # what needed doing so far: forward passes, tokens prefilled and decoded, tokens drawn, cached keys read (those
+        # of the prefix once a step)
+        self.work = Counter()
         self._twin: Decoder | None = None
         self._version: tuple | None = None
         self._prefix: tuple[object, KVCache] | None = None  # what the last prefix was made of, and its cache
@@ -99,6 +103,7 @@ class Sampler:
         finally:
             self._slots = slots
             self.slot_steps, self.row_steps = self.slot_steps + schedule.slot_steps, self.row_steps + schedule.row_steps
+            self.work += schedule.work
 
     def merges(self) -> bool:
         """Does it sample from merged weights, now that the model has (or gets) adapters?"""
@@ -180,6 +185,7 @@ class Sampler:
                 cache = None
                 cache = KVCache(model.config, 1, -(-len(prefix) // BUCKET) * BUCKET, model.device, model.dtype)
             row = torch.zeros(1, dtype=torch.int64, device=model.device)
+            self.work.update(passes=1, prefilled=len(prefix))
             model.hidden(torch.tensor([prefix], device=model.device), Prefill(cache, row, row, row + 1, len(prefix)))
             self._prefix = key, cache
         return self._prefix[1]

@@ -6,7 +6,7 @@ The slots' state lies on the device, at addresses that stay between calls; the h
 does not check what is asked for and keeps nothing: star/sampler does.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -120,6 +120,7 @@ class Schedule:
         self.keeps = model.device.type == "cpu" and keys_can_be_shared(c, s.n_prefix + s.length)
         self.how = (s.n_prefix, o.temperature, o.top_k, o.top_p, o.drawable, len(o.stop_ids))  # what a step depends on
         self.slot_steps = self.row_steps = 0  # decode steps times slots, and those that brought a token
+        self.work = Counter()  # as Sampler.work
 
     def run(self) -> Iterator[tuple[int, Completion]]:
         """Refill, decode, poll; until no prompt waits and no row runs."""
@@ -135,6 +136,7 @@ class Schedule:
             for _ in range(0 if refilled and free_polls else every):
                 self.slots.graphs(self._decode, len(self.running), self._keys_in_use(), self.how)
                 self.slot_steps += len(self.running)
+                self.work.update(passes=1, keys=self.slots.cache.n_prefix + sum(s.n_keys for s in self.shared))
                 for row in filter(None, self.running):
                     row.length = min(row.length + 1, self.slots.cache.length)
             yield from self._poll()
@@ -158,6 +160,7 @@ class Schedule:
     def _prefill(self, free: list[int], prompts: list[tuple[int, ...]], indices: list[int], source: list[int]) -> None:
         """Put prompts[source[j]], which asks for completion indices[j], into the slot free[j]."""
         s, device, width = self.slots, self.model.device, max(map(len, prompts))
+        self.work.update(passes=1, prefilled=sum(map(len, prompts)))
         tokens = torch.tensor([[*p, *[0] * (width - len(p))] for p in prompts]).to(device)  # (unique prompts, width)
         lengths = [len(prompts[i]) for i in source]
         limits = [self.o.max_new[i] for i in indices]
@@ -174,7 +177,7 @@ class Schedule:
         s.count[at], s.stopped[at] = zero + 1, self._stops(drawn)
         s.ends[at] = torch.where(s.stopped[at], 1, ends)
         if once:
-            self.shared.append(Shared(*prefill.kept, torch.tensor([len(p) for p in prompts], device=device)))
+            self.shared.append(Shared(*prefill.kept, [len(p) for p in prompts]))
         for slot, index, length, i in zip(free, indices, lengths, source, strict=True):
             self.running[slot] = _Row(index, 1, (self.shared[-1], i)) if once else _Row(index, length + 1)
         self.moved = True
@@ -266,9 +269,12 @@ class Schedule:
         at = torch.tensor([b for b, _, _ in finished], device=self.model.device)
         ids, logprobs = self.slots.new[at].tolist(), self.slots.logprobs[at].tolist()
         for (b, n, finish), tokens, logps in zip(finished, ids, logprobs, strict=True):
-            index, self.running[b], self.moved = self.running[b].index, None, True
-            self.row_steps += max(n - 1, 0)  # the first token came with the prefill
-            yield index, Completion(tuple(tokens[:n]), tuple(logps[:n]), finish)
+            row, self.running[b], self.moved = self.running[b], None, True
+            steps = max(n - 1, 0)  # the first token came with the prefill
+            self.row_steps += steps
+            before = 0 if row.source else len(self.prompts[row.index])  # keys of its own that were there already
+            self.work.update(drawn=steps + 1, decoded=steps, keys=steps * before + steps * (steps + 1) // 2)
+            yield row.index, Completion(tuple(tokens[:n]), tuple(logps[:n]), finish)
 
     def _compact(self) -> None:
         """Where few rows still run, move them to the first slots, and decode only these from now on."""
