@@ -25,6 +25,7 @@ from star.run.folder import Run, facts
 from star.run.plan import build, check, make_plan, opening
 from star.run.plots import curves
 from star.run.progress import Progress, summary, weak
+from star.run.rates import Meter
 from star.run.report import Report
 
 FREE_ON_RESUME = ("iterations", "device", "slots")  # settings that a run may change half-way
@@ -47,7 +48,8 @@ def main(argv: list[str]) -> None:
         run = Run.create(flags.out, config, options, facts(sampler.model, sampler.slots))
     elif state.iteration > 0:
         checkpoints.load_adapter(sampler.model, run.adapter(state.iteration))
-    print("\n".join([*opening(plan, sampler), f"run     {run.folder}\n"]), flush=True)
+    run.meter = Meter(sampler)
+    print("\n".join([*opening(plan, sampler), f"rates   {run.meter}", f"run     {run.folder}\n"]), flush=True)
 
     report = Report(run, plan.task, plan.tokenizer)
     board = Board(writer, run.folder, run.iteration) if writer else contextlib.nullcontext()

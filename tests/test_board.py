@@ -52,7 +52,7 @@ def test_metrics_and_rationales_are_written_as_they_come(writers):
     for n in (0, 1):
         written = {tag: value for tag, value, step in writer.scalars if step == n}
         assert written.items() >= dict(numbers(metrics[n])).items()
-        assert {"seconds/evaluate", "sampled_tokens_per_s"} <= written.keys()
+        assert {"seconds/evaluate", "sampled_tokens_per_s", "use/sampling/matmul"} <= written.keys()
     sample = read_lines(Path("run/samples/iter-001.jsonl"))[0]
     _, text, _ = next(t for t in writer.texts if t[0] == "rationales 001/generate")
     assert all(line.startswith("    ") for line in text.split("\n")[1:])  # a block of code

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import SHIPPED
 from test_history import NASTY, made
 from test_loop import Riddles
@@ -18,7 +19,8 @@ from star.evaluate import VERDICTS, counts
 from star.experiments import baseline
 from star.run.folder import Run, read_lines
 from star.run.history import clip
-from star.run.progress import examples, keep_rate, summary, weak
+from star.run.progress import examples, keep_rate, nearest, summary, used, weak
+from star.run.rates import measured
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 SMALL = ["--model", str(SHIPPED), "--digits", "3", "--problems", "40", "--first-steps", "2", "--slots", "32"]
@@ -28,6 +30,11 @@ def table(out):
     """(heading, a line for each iteration) of what a run printed, each cut at its bars."""
     lines = [re.split(r" ?\| ?", line) for line in out.splitlines() if re.match(r"(it| ?\d+)  .*\|", line)]
     return lines[0], lines[1:]
+
+
+def aligned(out):
+    lines = [line for line in out.splitlines() if re.match(r"(it| ?\d+)  .*\|", line)]
+    return len({tuple(m.start() for m in re.finditer(r"\|", line)) for line in lines}) == 1
 
 
 def test_a_run_says_what_it_did_and_cost(capsys):
@@ -74,8 +81,13 @@ def test_a_run_says_what_it_did_and_cost(capsys):
     assert of_first[1].split() == [str(first["kept"]), str(first["rationalized"])]
     assert of_first[2].strip() == f"{first['kept_wrong_steps']} + {first['rationalized_wrong_steps']}"
     assert of_first[3].split() == [str(n) for n in first["dropped"].values()]
-    lines = [line for line in out.splitlines() if re.match(r"(it| ?\d+)  .*\|", line)]
-    assert len({tuple(m.start() for m in re.finditer(r"\|", line)) for line in lines}) == 1, "columns are not aligned"
+    assert heading[5].split() == ["sample", "train"]
+    assert (of_base[5], of_first[5]) == (nearest(timings["use"]), nearest(after["use"]))
+    assert [len(line[5].split()) for line in (of_base, of_first)] == [2, 3], "a letter says what limits sampling"
+    assert {len(line[5]) for line in (heading, of_base, of_first)} == {13}
+    assert aligned(out)
+    assert f"\nrates   {measured(torch.device('cpu'), torch.float32)}\n" in out
+    assert f"\n{used([timings, after])[0]}\nspent " in out
 
     assert train.main(["--resume", str(run)]) == 2
     assert "has finished its 1 iterations, out of --patience; to go on, start a run" in capsys.readouterr().err
@@ -92,6 +104,7 @@ def test_without_samples_and_price_and_once_more(capsys):
     again = table(capsys.readouterr().out)[1]
     assert [line[0].split()[0] for line in again] == ["0", "1", "2"]
     assert [line[:4] for line in again[:2]] == [line[:4] for line in table(out)[1]]
+    assert [len(line) for line in again] == [4, 4, 8], "how fast the former ones were is not told again"
 
 
 def test_a_task_that_cannot_check_steps_says_so(capsys, monkeypatch):
@@ -136,6 +149,7 @@ def test_a_base_that_solves_nothing_is_told_the_papers_remark(capsys):
     out = capsys.readouterr().out
     assert "paper's remark" not in out
     assert table(out)[1][1][1].strip() == "(8 given)"
+    assert aligned(out)
 
 
 def test_chance_is_what_guessing_gives():
@@ -151,3 +165,22 @@ def test_chance_is_what_guessing_gives():
     note = weak({"interval": {"mean": [0, 1]}, "accuracy": {"mean": 0}, "said": said | {"length": 6}}, plan)
     assert "\nlikely  9 tokens are too few for an answer" in note
     assert weak({}, plan) == ""  # it was not measured
+
+
+SHARES = {"sampling": {"matmul": 0.4141, "bandwidth": 0.07, "tokens": 300, "seconds": 2.0},
+          "training": {"matmul": 0.555, "tokens": 1_234_000, "seconds": 100.0}}
+
+
+@pytest.mark.parametrize(("use", "cells"), [
+    (SHARES, "  41 c     56"), ({"sampling": SHARES["sampling"] | {"bandwidth": 1.204}}, " 120 m       "),
+    ({"training": SHARES["training"]}, "           56"), ({}, " " * 13)])
+def test_the_table_says_what_limits_sampling(use, cells):
+    assert nearest(use) == cells
+
+
+def test_what_was_used_stands_beside_tokens_a_second():
+    (line,) = used([{"use": SHARES}, {"seconds": {}}])
+    assert line == ("used    sampling 150 tokens/s: 41% of the device's matmul rate, 7% of its bandwidth; "
+                    "training 12,340 tokens/s: 56% of the device's matmul rate")
+    assert used([{"use": {"sampling": SHARES["sampling"]}}]) == [line.partition("; ")[0]]
+    assert used([{"use": {}}, {"seconds": {}}]) == used([]) == [], "not measured, or written before it was"

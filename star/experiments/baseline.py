@@ -21,6 +21,7 @@ from star.run.flags import command, interrupted, read_flags
 from star.run.folder import Run, facts
 from star.run.plan import build, check, make_plan, opening
 from star.run.progress import Progress, summary
+from star.run.rates import Meter
 from star.run.report import Report
 from star.sampler import Sampler
 from star.select import choose_heldout, choose_problems, set_aside
@@ -91,7 +92,8 @@ def main(argv: list[str]) -> None:
         return
     sampler = build(plan)
     run = run or Run.create(flags.out, config, options, facts(sampler.model, sampler.slots), learns)
-    print("\n".join([*opening(plan, sampler, learns), f"run     {run.folder}\n"]), flush=True)
+    run.meter = Meter(sampler)
+    print("\n".join([*opening(plan, sampler, learns), f"rates   {run.meter}", f"run     {run.folder}\n"]), flush=True)
     with contextlib.closing(Progress(plan, 0)) as progress:
         try:
             for event in learn(sampler, plan.tokenizer, plan.task, config, state, given):

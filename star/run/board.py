@@ -38,6 +38,7 @@ class Board:
                 self.count += 1
         elif isinstance(event, Finished):
             rates = {name: run.timings[name] for name in ("sampled_tokens_per_s", "trained_tokens_per_s", "seconds")}
+            rates["use"] = run.timings.get("use", {})
             for name, value in numbers(event.metrics | rates):
                 self.writer.add_scalar(name, value, event.iteration)
             self.writer.flush()

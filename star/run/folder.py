@@ -2,7 +2,8 @@
 
     config.json            settings, task options, command line, versions, git commit, device, dtype
     metrics.jsonl          one line an iteration; equal runs write equal lines
-    timings.jsonl          seconds and tokens/s by phase: all that differs between two equal runs is here or above
+    timings.jsonl          seconds and tokens/s by phase, shares of what the device can do: all that differs between two
+                           equal runs is here or above
     samples/iter-003.jsonl every generation with its verdict, its question and the right answer, and its scores if there
                            is a judge
     adapters/iter-003/     what the model had learned by then, in PEFT's layout
@@ -30,7 +31,8 @@ from checkpoints.files import read_json, write_atomically, write_json
 from star.config import DEFAULTS, StarConfig, several
 from star.decoder import Decoder
 from star.loop import State
-from star.problem import SAMPLED, Chunk, Event, Finished, Generation, Phase, Scored, Tick
+from star.problem import SAMPLED, STUDENT, Chunk, Event, Finished, Generation, Phase, Scored, Tick
+from star.run.rates import Meter
 from star.tasks import is_file, short_name
 
 READ = (".safetensors", ".json", ".jsonl", ".model", ".jinja", ".txt")  # what is read of a folder; not its README
@@ -44,14 +46,18 @@ class Clock:
     seconds: dict[str, float] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)  # rationales or steps that took tokens
+    student: float = 0.0  # seconds in which the student sampled, and no other model did
     _phase: str = ""
     _since: float = 0.0
+    _source: str = STUDENT
 
-    def enter(self, phase: str) -> None:
+    def enter(self, phase: str, source: str = STUDENT) -> None:
         now = time.perf_counter()
         if self._phase:
             self.seconds[self._phase] = self.seconds.get(self._phase, 0.0) + now - self._since
-        self._phase, self._since = phase, now
+            if self._phase in SAMPLED and self._source == STUDENT:
+                self.student += now - self._since
+        self._phase, self._since, self._source = phase, now, source
 
     def count(self, tokens: int) -> None:
         self.tokens[self._phase] = self.tokens.get(self._phase, 0) + tokens
@@ -77,6 +83,7 @@ class Run:
         self.learns = "rationales"  # STaR; "gold" and "answers" are star/experiments/baseline's
         self.iteration, self.best, self.finished = -1, None, False  # as in state.json
         self.timings: dict = {}  # of the iteration last finished
+        self.meter: Meter | None = None  # None: timings say nothing of what the device can do
         self.where = "before the first iteration"
 
     @classmethod
@@ -174,7 +181,7 @@ class Run:
     def record(self, event: Event, model: Decoder) -> None:
         """Write down one event of star/loop."""
         if isinstance(event, Phase):
-            self.clock.enter(event.name)
+            self.clock.enter(event.name, event.source)
             self.where = f"iteration {event.iteration}, {event.name}"
         elif isinstance(event, Tick):
             self.clock.count(event.tokens)
@@ -209,6 +216,9 @@ class Run:
             "sampled_tokens_per_s": round(self.clock.rate(*SAMPLED)),
             "trained_tokens_per_s": round(self.clock.rate("train")), "peak_device_bytes": memory,
         }
+        if self.meter:
+            use = self.meter.lap(self.clock.student, self.clock.seconds.get("train", 0.0), event.metrics)
+            self.timings |= {"rates": self.meter.rates and asdict(self.meter.rates), "use": use}
         append(self.folder / "timings.jsonl", [self.timings])
         self._write_state(event.iteration, event.metrics.get("best"), event.done)
         self.clock = Clock()

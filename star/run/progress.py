@@ -13,6 +13,7 @@ from star.run.diagnosis import cause
 from star.run.folder import Run, read_lines
 from star.run.history import clip
 from star.run.plan import Plan
+from star.run.rates import mean_use
 from star.run.work import Forecast, duration
 from star.tasks import ask
 
@@ -31,10 +32,12 @@ class Progress:
         accuracy = "".join(f" {clip(g, 7):>7}" for g in self.groups) + (f" {'valid.':>7}" if self.validates else "")
         width = 8 * (len(self.groups) + self.validates)
         held = "held out" if self.open else "held-out accuracy, %" if width >= 20 else "right, %"
-        print(f"{'':4}{held:{width}} | {'examples from':20} | {'wrong':>9} | dropped problems")
-        reasons = " ".join(f"{v:>8}" for v in VERDICTS if v != "right" and (v != "open" or self.open))
-        print(f"{'it':>2}  {accuracy} | {'kept':>5} {'rationalized':>14} | {'steps':>9} | {reasons} | "
-              f"{'tok/s':>7} | {'s':>6} | {'left':>7}", flush=True)
+        reasons = " ".join(f"{v:>5}" for v in VERDICTS if v != "right" and (v != "open" or self.open))
+        self.blank = " " * len(reasons)  # where nothing was tried
+        print(f"{'':4}{held:{width}} | {'examples from':18} | {'wrong':>9} | {'dropped problems':{len(reasons)}} | "
+              f"{'':7} | {'% of device':13}")
+        print(f"{'it':>2}  {accuracy} | {'kept':>5} {'rationalized':>12} | {'steps':>9} | {reasons} | "
+              f"{'tok/s':>7} | {'sample':>6} {'train':>6} | {'s':>6} | {'left':>7}", flush=True)
 
     def show(self, event: Event, run: Run) -> None:
         if isinstance(event, Tick):
@@ -79,22 +82,47 @@ class Progress:
         line = f"{m['iteration']:>2}  " + "".join(f" {cell:>7}" for cell in shown)
         if "kept" in m:
             wrong = f"{m['kept_wrong_steps']} + {m['rationalized_wrong_steps']}" if self.checks_steps else "unchecked"
-            line += f" | {m['kept']:5} {m['rationalized']:14} | {wrong:>9} | "
-            line += " ".join(f"{n:8}" for n in m["dropped"].values())
+            line += f" | {m['kept']:5} {m['rationalized']:12} | {wrong:>9} | "
+            line += " ".join(f"{n:{max(5, len(v))}}" for v, n in m["dropped"].items())
         else:
             what = f"({m['examples']} given)" if m["iteration"] else "(base)"
-            line += f" | {what:20} | {'':9} | {'':35}"
+            line += f" | {what:18} | {'':9} | {self.blank}"
         if timings:
             rationales = self.plan.work.sampled[m["iteration"]]
             self.forecast.add(timings["seconds"], rationales, m.get("steps", 0))
             sampling, training = self.forecast.left(m["iteration"])
             left = "" if training is None else duration(sampling + training)
-            line += f" | {timings['sampled_tokens_per_s']:7,} | {sum(timings['seconds'].values()):6.1f} | {left:>7}"
+            line += (f" | {timings['sampled_tokens_per_s']:7,} | {nearest(timings.get('use', {}))} | "
+                     f"{sum(timings['seconds'].values()):6.1f} | {left:>7}")
         print(line, flush=True)
 
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
+
+
+def nearest(use: dict) -> str:
+    """"  41 c     55": sampling is nearer to the limit of computing than to that of memory (m), at 41 %; training 55 %.
+
+    Blank for what was not done, or not measured.
+    """
+    cells = ["", ""]
+    if "sampling" in use:
+        most, letter = max((use["sampling"]["matmul"], "c"), (use["sampling"]["bandwidth"], "m"))
+        cells[0] = f"{100 * most:.0f} {letter}"
+    if "training" in use:
+        cells[1] = f"{100 * use['training']['matmul']:.0f}"
+    return " ".join(f"{cell:>6}" for cell in cells)
+
+
+def used(timings: list[dict]) -> list[str]:
+    """How fast each phase was, and how near to what the device can do; [] where that was not measured."""
+    laps, parts = [t.get("use", {}) for t in timings], []
+    for phase, use in mean_use(laps).items():
+        shares = [f"{use['matmul']:.0%} of the device's matmul rate"]
+        shares += [f"{use['bandwidth']:.0%} of its bandwidth"] if "bandwidth" in use else []
+        parts.append(f"{phase} {use['tokens'] / use['seconds']:,.0f} tokens/s: {', '.join(shares)}")
+    return [f"used    {'; '.join(parts)}"] if parts else []
 
 
 def sources(m: dict) -> list[str]:
@@ -198,4 +226,5 @@ def summary(run: Run, price: float | None) -> list[str]:
     hours = sum(sum(t["seconds"].values()) for t in timings) / 3600
     sampled, trained = (sum(t["tokens"].get(kind, 0) for t in timings) for kind in ("sampled", "trained"))
     money = f"; {hours * price:.2f} at {price:g} an hour" if price is not None else ""
-    return [*lines, f"spent   {hours:.3f} device-hours; {sampled:,} tokens sampled, {trained:,} trained on{money}"]
+    return [*lines, *used(timings), f"spent   {hours:.3f} device-hours; {sampled:,} tokens sampled, "
+            f"{trained:,} trained on{money}"]
