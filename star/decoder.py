@@ -225,7 +225,10 @@ class Decoder(nn.Module):
             x = x * (torch.tensor(c.embed_scale, dtype=x.dtype) if c.embed_scale_rounds else c.embed_scale)
         tables = [rotary_table(rope, c.rot_dim or c.head_dim, context.positions, x.dtype) for rope in c.ropes]
         for block in self.layers:
-            x = checkpoint(block, x, context, tables, use_reentrant=False) if recompute else block(x, context, tables)
+            if recompute:  # nothing in a block is random
+                x = checkpoint(block, x, context, tables, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x, context, tables)
         return self.norm(x)
 
     def head(self) -> tuple[Tensor, Tensor | None]:
@@ -236,7 +239,9 @@ class Decoder(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) hidden states -> (..., V) logits, float32 (float64 if the model is)."""
         out = F.linear(hidden, *self.head())
-        out = out.to(torch.promote_types(out.dtype, torch.float32)) * self.config.logit_scale
+        out = out.to(torch.promote_types(out.dtype, torch.float32))
+        if self.config.logit_scale != 1:
+            out = out * self.config.logit_scale
         cap = self.config.logit_cap
         return cap * torch.tanh(out / cap) if cap else out
 
