@@ -8,7 +8,6 @@ import torch.utils._python_dispatch
 
 from kernels.attention import attention, attention_reference, causal_attention
 from kernels.cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
-from kernels.graph import Graphs
 from kernels.lora import lora_linear, lora_linear_reference
 from kernels.norm import rms_norm, rms_norm_reference
 
@@ -171,45 +170,3 @@ def test_cross_entropy_never_holds_the_full_logits():
         with Watch():
             fn(hidden, weight, targets, **({"chunk": 4} if fn is linear_cross_entropy else {})).backward()
         assert largest == most
-
-
-def test_a_graph_has_each_calls_effect_once(monkeypatch):
-    """A stand-in for CUDA that, like it, runs nothing while it records, and replays what was recorded."""
-    recording = None
-
-    class Recorded:
-        def __init__(self):
-            self.calls = []
-
-        def replay(self):
-            for call in self.calls:
-                call()
-
-    class Record:
-        def __init__(self, graph, pool):
-            self.graph = graph
-
-        def __enter__(self):
-            nonlocal recording
-            recording = self.graph
-
-        def __exit__(self, *_):
-            nonlocal recording
-            recording = None
-
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorded)
-    monkeypatch.setattr(torch.cuda, "graph", Record)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
-    done = []
-
-    def work(*key):
-        (recording.calls.append if recording else lambda call: call())(lambda: done.append(key))
-
-    keys = [(4, 64), (4, 64), (4, 128), (4, 64), (4, 128), (2, 128), (4, 128)]
-    for device in ("cuda", "cpu"):
-        graphs = Graphs(torch.device(device))
-        done.clear()
-        for key in keys:
-            graphs(work, *key)
-        assert done == keys
-        assert len(graphs.of_key) == (3 if device == "cuda" else 0)
