@@ -28,7 +28,7 @@ from star.run.progress import Progress, summary, weak
 from star.run.rates import Meter
 from star.run.report import Report
 
-FREE_ON_RESUME = ("iterations", "device", "slots")  # settings that a run may change half-way
+FREE_ON_RESUME = ("iterations", "device", "slots", "micro_tokens")  # settings that a run may change half-way
 
 
 @command
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
     run, state, given = resumed(flags) if flags.resume else (None, State(), [])
     config, options = (run.config, run.options) if run else (StarConfig(**flags.settings), flags.options)
     plan = make_plan(config, options)
-    sampler = build(plan)
+    config, sampler = plan.config, build(plan)
     if run is None:  # only now: what cannot start leaves no folder behind
         run = Run.create(flags.out, config, options, facts(sampler.model, sampler.slots))
     elif state.iteration > 0:
@@ -87,7 +87,7 @@ def resumed(flags: Flags) -> tuple[Run, State, list]:
     fixed += ["--out"] * bool(flags.out)
     if fixed:
         raise ValueError(f"--resume keeps the run's settings: leave out {', '.join(fixed)}; only "
-                         f"{', '.join('--' + name for name in FREE_ON_RESUME)} may change")
+                         f"{', '.join('--' + name.replace('_', '-') for name in FREE_ON_RESUME)} may change")
     run, state, given = Run.resume(flags.resume, **flags.settings)
     if run.learns != "rationales":
         raise ValueError(f"{flags.resume} is a baseline: go on with python -m star.experiments.baseline --resume")

@@ -77,7 +77,8 @@ class StarConfig:
                                    high=10**6)
     few_shot_train: bool = setting(False, "train behind the few-shot text too (no loss on it)")
     batch_size: int = setting(32, "examples an optimizer step", low=1, high=10**6)
-    micro_tokens: int | None = setting(None, "tokens trained on at a time (default: 1024 on a CPU, else 8192)", low=1)
+    micro_tokens: int | None = setting(None, "tokens trained on at a time (default: 1024 on a CPU, else what fits of "
+                                      "8192)", low=1)
     recompute: bool = setting(False, "less memory in training: compute blocks again in the backward pass")
     lr: float | None = setting(None, "peak learning rate of the adapters (default: 5e-3 for the tiny adder, else 2e-4)",
                                low=1e-9, high=10.0)

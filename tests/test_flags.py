@@ -145,7 +145,7 @@ def test_settings_and_options_are_refused_on_resume(own_folder, capsys):
     for argv, words in (
         (["--digits", "2"], "leave out --digits"), (["--shots", "2"], "leave out --shots"),
         (["--lr", "1", "--no-rationalize", "--out", "x"],
-         "leave out --lr, --rationalize, --out; only --iterations, --device, --slots may change"),
+         "leave out --lr, --rationalize, --out; only --iterations, --device, --slots, --micro-tokens may change"),
         (["--preset", "quick"], "leave out --preset"), (["--task", "columns"], "leave out --task"),
     ):
         assert train.main(["--resume", "run", *argv]) == 2

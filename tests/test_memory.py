@@ -7,21 +7,35 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import SHIPPED, random_decoder, refused
+from pretended_cuda import pretended
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import checkpoints
 import star.cache
 import star.run.memory
+import star.sampler
 from kernels.cross_entropy import linear_cross_entropy
 from star.batch import micro_batches
 from star.cache import KVCache, choose_slots
 from star.config import StarConfig
+from star.decoder import Decoder, DecoderConfig
 from star.lora import add_lora, lora_modules, trainable
 from star.problem import Example
-from star.run.memory import Lengths, Memory, kept_bytes, memory, passing, refuse, size
+from star.run.memory import (
+    MICRO_TOKENS,
+    Lengths,
+    Memory,
+    fitted,
+    kept_bytes,
+    memory,
+    passing,
+    refuse,
+    size,
+    training,
+)
 from star.sampler import Sampler
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 WIDE = {"d_model": 64, "n_layers": 3, "n_heads": 4, "n_kv": 2, "head_dim": 16, "d_ff": 160}
 GEMMA = WIDE | {"norm": "rms+1", "block": "sandwich", "attn_cap": 9.0, "head_dim": 32}
 FALCON = WIDE | {"norm": "layer", "block": "parallel", "gated": False, "ropes": (), "alibi": True}
@@ -188,6 +202,12 @@ def test_the_cache_is_counted_whole():
     assert parts(config, lengths, new).sampling == held + passing(model, config, lengths, slots, cpu=True)
 
 
+def test_a_gpus_graphs_hold_a_step_of_their_own():
+    model, lengths = random_decoder(**WIDE | {"vocab": 5000}), Lengths(4, 0)
+    cpu, gpu = (passing(model, StarConfig(temperature=1.0), lengths, 16, cpu) for cpu in (True, False))
+    assert gpu == 2 * cpu == 2 * 16 * 5000 * 40
+
+
 def test_training_is_bounded_by_the_batch(monkeypatch):
     """Several micro-batches at once on a CPU with cores, but never more than a step has."""
     each = kept_bytes(checkpoints.outline(SHIPPED).config, torch.float32, False, 92, True)
@@ -216,6 +236,8 @@ def test_training_is_bounded_by_the_batch(monkeypatch):
         (439, {}, ["--slots", "--max-new-tokens"]),
         (540, {}, ["--recompute"]),
         (540, {"recompute": True}, ["--micro-tokens"]),
+        (540, {"micro_tokens": 2048}, ["--micro-tokens"]),
+        (540, {"micro_tokens": 1024}, ["--recompute"]),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_flag_that_helps(free, settings, words):
@@ -229,15 +251,88 @@ def test_what_does_not_fit_is_refused_with_the_flag_that_helps(free, settings, w
     refuse(mega, None, CPU, config)
 
 
-def test_a_copy_that_a_device_can_do_without_is_no_reason():
-    """Where nothing was said of it, a CPU makes the copy, and others only where there is room."""
-    sizes, cuda = Memory(100, 10, 90, 50, 60, slots=7), torch.device("cuda")
-    refuse(sizes, 170, cuda, StarConfig())
-    refused(refuse, sizes, 170, cuda, StarConfig(merge=True), words=("--no-merge",))
-    refused(refuse, sizes, 170, CPU, StarConfig(), words=("--no-merge",))
-    refused(refuse, sizes, 249, CPU, StarConfig(), words=("--slots",))
-    refused(refuse, sizes, 259, CPU, StarConfig(), words=("--recompute",))
-    refuse(sizes, 260, CPU, StarConfig())
+def free_of(monkeypatch, n):
+    for module in (star.run.memory, star.sampler):
+        monkeypatch.setattr(module, "free_memory", lambda _: n)
+
+
+@pytest.mark.parametrize("merge", [None, True, False])
+def test_the_copy_is_counted_where_the_sampler_makes_one(monkeypatch, merge):
+    """On a GPU it asks what is free once weights and adapters are there."""
+    config, copy = StarConfig(merge=merge), parts(StarConfig()).copy
+    with pretended():
+        runner = Sampler(add_lora(checkpoints.load_model(SHIPPED, "cuda")), 1, 92, merge=merge)
+        adapters = sum(p.nbytes for p in trainable(runner.model).values())
+        made = set()
+        for left in (copy, 2 * copy, 2 * copy + 1, 10 * copy, None):
+            free_of(monkeypatch, left)
+            merges = runner.merges()
+            free_of(monkeypatch, left and left + weights_of(runner.model) + adapters)
+            assert parts(config, device=CUDA).copy == (copy if merges else 0)
+            made.add(merges)
+    assert made == ({True, False} if merge is None else {merge})
+
+
+def weights_of(model):
+    return sum(t.nbytes for _, t in model.tensors())
+
+
+MISTRAL = {"vocab": 32000, "d_model": 4096, "n_layers": 32, "n_heads": 32, "n_kv": 8, "head_dim": 128, "d_ff": 14336,
+           "max_pos": 32768}
+
+
+def test_a_7b_on_a_gpu(monkeypatch):
+    """Mistral-7B in bfloat16, with rank 16: every part written out; and what a GPU holds of it, large or small."""
+    with torch.device("meta"):
+        model = Decoder(DecoderConfig(**MISTRAL)).to(torch.bfloat16)
+    linears = 32 * (4096 * 4096 * 2 + 4096 * 1024 * 2 + 4096 * 14336 * 3)
+    weights = 2 * (linears + 2 * 32000 * 4096 + (2 * 32 + 1) * 4096)
+    ins_and_outs = 32 * ((4096 + 4096) * 2 + (4096 + 1024) * 2 + (4096 + 14336) * 3)
+    lengths, new, row = Lengths(200, 800), 256, (200 + 256) * 2 * 32 * 8 * 128 * 2
+
+    def fit(gib, **settings):
+        free_of(monkeypatch, int(gib * 2**30))
+        return fitted(model, StarConfig(batch_size=64, **settings), lengths, new, 10**6, CUDA)
+
+    config, need, notes = fit(79)
+    assert (need.weights, need.copy, need.adapters) == (weights, 2 * linears, 16 * 16 * ins_and_outs)
+    assert need.slots == min(512, (79 * 2**30 - weights) // 2 // row)  # half of what the weights leave
+    sampling = need.slots * row + 800 * row // 456 + passing(model, config, lengths, need.slots, cpu=False)
+    assert need.sampling == sampling
+    assert need.most < 79 * 2**30 * 15 / 16  # consistent with what happens: not refused, and not full
+    assert config.slots is None
+    refuse(need, 79 * 2**30, CUDA, config)
+    held = need.weights + need.copy + need.adapters
+
+    trains = {n: training(model, StarConfig(batch_size=64, micro_tokens=n), lengths, new, cpu=False)
+              for n in MICRO_TOKENS}
+    for tokens, larger in zip(MICRO_TOKENS, (None, *MICRO_TOKENS), strict=False):
+        config, need, notes = fit(((held + trains[tokens]) / 2**30 + 0.01) * 16 / 15, merge=True)
+        assert config.micro_tokens == tokens
+        assert need.training == trains[tokens]
+        said = [note for note in notes if "trained on at a time" in note]
+        assert len(said) == (larger is not None)
+        assert all(f"{tokens} tokens" in note and size(trains[larger]) in note for note in said)
+        again = fitted(model, config, lengths, new, 10**6, CUDA)  # resumed: what was chosen is obeyed, and not said
+        assert (again[0].micro_tokens, [n for n in again[2] if "trained" in n]) == (tokens, [])
+    assert fit(79, micro_tokens=5000)[0].micro_tokens == 5000
+
+    config, need, notes = fit(23.5)  # weights, and no room for a copy
+    assert need.copy == 0
+    assert config.micro_tokens < 8192
+    refuse(need, int(23.5 * 2**30), CUDA, config)
+    config, need, notes = fit(40)  # a copy, and not half of the rest for the cache beside it
+    assert need.copy
+    assert (40 * 2**30 - weights) // 2 // row > need.slots == config.slots
+    assert replace(need, training=0).most < 40 * 2**30 * 15 / 16
+    assert f"{config.slots} rows are sampled at a time" in notes[0]
+    refused(refuse, fit(13)[1], 13 * 2**30, CUDA, StarConfig(), words=("smaller model",))
+
+
+def test_a_cpu_chooses_nothing(monkeypatch):
+    model = checkpoints.outline(SHIPPED)
+    free_of(monkeypatch, 10**7)
+    assert fitted(model, StarConfig(), Lengths(24, 0), 68, 100, CPU)[::2] == (StarConfig(), [])
 
 
 def test_sizes_for_people():

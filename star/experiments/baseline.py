@@ -90,7 +90,7 @@ def main(argv: list[str]) -> None:
     if flags.check:
         print("\n".join(check(plan)))
         return
-    sampler = build(plan)
+    config, sampler = plan.config, build(plan)
     run = run or Run.create(flags.out, config, options, facts(sampler.model, sampler.slots), learns)
     run.meter = Meter(sampler)
     print("\n".join([*opening(plan, sampler, learns), f"rates   {run.meter}", f"run     {run.folder}\n"]), flush=True)

@@ -3,7 +3,7 @@
 It sees the outline of a model and changes nothing in it.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 
@@ -13,6 +13,9 @@ from star.decoder import Decoder, DecoderConfig
 from star.device import free_memory
 from star.lora import linear_parts
 from star.schedule import PREFILL_TOKENS
+
+MICRO_TOKENS = (8192, 4096, 2048, 1024)  # trained on at a time on a GPU: fewer no longer fill it, more bring nothing
+SPARE = 1 / 16  # of a GPU's free memory, not to be counted on: workspaces, and holes between tensors
 
 
 @dataclass(frozen=True)
@@ -64,10 +67,13 @@ def memory(model: Decoder, config: StarConfig, lengths: Lengths, max_new: int, r
     adapted = dict(model.tensors())
     shapes = [adapted[f"{part}.weight"].shape for part in linear_parts(model)]
     copy = sum(out * n_in for out, n_in in shapes) * model.dtype.itemsize
+    adapters = 4 * max(model.dtype.itemsize, 4) * config.rank * sum(out + n_in for out, n_in in shapes)
+    left = None if cpu or free is None else free - weights - adapters // 4  # when the sampler decides; no moments yet
+    merges = left is None or copy < 0.5 * left if config.merge is None else config.merge  # as Sampler.merges does
     return Memory(
         weights=weights,
-        adapters=4 * max(model.dtype.itemsize, 4) * config.rank * sum(out + n_in for out, n_in in shapes),
-        copy=0 if config.merge is False else copy,
+        adapters=adapters,
+        copy=copy if merges else 0,
         sampling=cache + passing(model, config, lengths, slots, cpu),
         training=training(model, config, lengths, max_new, cpu),
         slots=slots,
@@ -82,7 +88,8 @@ def passing(model: Decoder, config: StarConfig, lengths: Lengths, slots: int, cp
                                          for w in c.windows or [None])
     scored = c.n_heads * lengths.whole * (3 * model.dtype.itemsize + 4) if scores else 0  # with mask and copies
     prefill = tokens * (scored + (4 * c.d_ff + 4 * c.d_model) * model.dtype.itemsize)
-    return max(prefill, slots * c.vocab * (40 if config.temperature or config.eval_samples else 12))
+    step = slots * c.vocab * (40 if config.temperature or config.eval_samples else 12)
+    return max(prefill, step) + (0 if cpu else step)  # a GPU's graphs hold what they need beside what is held at ease
 
 
 def training(model: Decoder, config: StarConfig, lengths: Lengths, max_new: int, cpu: bool) -> int:
@@ -119,19 +126,49 @@ def keeps_scores(c: DecoderConfig, dtype: torch.dtype, length: int, cpu: bool, w
     return bool(c.attn_cap) or c.alibi or (window or length) < length or (cpu and dtype.itemsize < 4)
 
 
+def fitted(model: Decoder, config: StarConfig, lengths: Lengths, max_new: int, rows: int, device: torch.device
+           ) -> tuple[StarConfig, Memory, list[str]]:
+    """(settings, what a run needs with them, notes): on a GPU, what nobody set is chosen so that it fits.
+
+    Tokens trained on at a time, so that a resumed run takes as many; and slots, where half of the memory that weights
+    leave does not stand beside the merged copy. What was set, and a CPU's settings, stay as they are.
+    """
+    def needs(**changed) -> Memory:
+        return memory(model, replace(config, **changed), lengths, max_new, rows, device)
+
+    free, need, notes = free_memory(device), needs(), []
+    if device.type == "cpu" or free is None:
+        return config, need, notes
+    room, slots, rungs = (1 - SPARE) * free, need.slots, MICRO_TOKENS
+    while config.slots is None and slots > 1 and replace(need, training=0).most > room:
+        slots //= 2
+        need = needs(slots=slots)
+    if slots < needs().slots:
+        config = replace(config, slots=slots)
+        notes.append(f"{slots} rows are sampled at a time: more do not fit into {size(free)} beside weights and copy")
+    if config.micro_tokens is None:
+        tokens = next((n for n in rungs if replace(needs(micro_tokens=n), sampling=0).most <= room), rungs[-1])
+        config = replace(config, micro_tokens=tokens)
+        if tokens < rungs[0]:
+            notes.append(f"{tokens} tokens are trained on at a time: {2 * tokens} need "
+                         f"{size(needs(micro_tokens=2 * tokens).training)}, which do not fit")
+        need = needs()
+    return config, need, notes
+
+
 def refuse(need: Memory, free: int | None, device: torch.device, config: StarConfig) -> None:
     """Raise ValueError, with the flag that helps, if the device has no room."""
     if free is None:
         return
-    spare = config.merge is None and device.type != "cpu"  # then a copy is made only where there is room
-    held = need.weights + need.adapters + (0 if spare else need.copy)
+    held = need.weights + need.adapters + need.copy
+    large = (config.micro_tokens or 0) > MICRO_TOKENS[-1]
     half = "" if config.dtype == "bfloat16" else ", or half as much by --dtype bfloat16"
     for bytes_, advice in (
         (need.weights, f"take a smaller model{half}"),
         (need.weights + need.adapters, "lower --rank"),
         (held, "take --no-merge"),
         (held + need.sampling, "lower --slots, or --max-new-tokens"),
-        (held + need.training, "lower --micro-tokens" if config.recompute else "take --recompute"),
+        (held + need.training, "lower --micro-tokens" if config.recompute or large else "take --recompute"),
         (held + need.others, "take smaller --generators or a smaller --reward"),
     ):
         if bytes_ > free:

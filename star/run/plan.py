@@ -22,7 +22,7 @@ from star.config import StarConfig
 from star.decoder import Decoder
 from star.device import choose_device, free_memory
 from star.lora import add_lora, trainable
-from star.run.memory import Lengths, Memory, memory, refuse, size
+from star.run.memory import Lengths, Memory, fitted, refuse, size
 from star.run.models import JOIN, load_base, load_tokenizer, measure_prompts, outline
 from star.run.others import Others, plan_others
 from star.run.work import Work
@@ -35,7 +35,7 @@ from star.tasks.records import named
 class Plan:
     """What a run stands on. `model` is an outline: shapes without weights."""
 
-    config: StarConfig
+    config: StarConfig  # with what was chosen for the device
     device: torch.device
     model: Decoder
     tokenizer: object
@@ -82,9 +82,10 @@ def make_plan(config: StarConfig, options: dict, of: Callable[[Task], Task] = la
                          f"{' that fit into the context of the model' if too_long else ''}")
     others = plan_others(config, task, tokenizer, model, max_new, device)
     work = Work.of(config, len(task.train), len(task.heldout), generates, others.pool.answers_a_problem(config))
-    needs = replace(memory(model, config, lengths, max_new, max(work.sampled), device), others=others.bytes)
-    notes += [*tokenizer.notes, *marks, *others.notes]
-    return Plan(config, device, model, tokenizer, task, max_new, lengths, work, needs, notes, others)
+    config, needs, chosen = fitted(model, config, lengths, max_new, max(work.sampled), device)
+    notes += [*tokenizer.notes, *marks, *others.notes, *chosen]
+    return Plan(config, device, model, tokenizer, task, max_new, lengths, work, replace(needs, others=others.bytes),
+                notes, others)
 
 
 @contextlib.contextmanager
