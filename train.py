@@ -14,13 +14,16 @@ if __name__ == "__main__":  # Ctrl-C while torch is imported; `command` puts Pyt
 import contextlib
 import sys
 
+import torch
+
 import checkpoints
 from star.config import StarConfig
+from star.device import failure
 from star.loop import NothingSolved, State, star
 from star.problem import Finished
 from star.run.board import Board, summary_writer
 from star.run.diagnosis import nothing_solved
-from star.run.flags import Flags, command, interrupted, read_flags
+from star.run.flags import FULL, Flags, command, interrupted, read_flags
 from star.run.folder import Run, facts
 from star.run.plan import build, check, make_plan, opening
 from star.run.plots import curves
@@ -68,9 +71,12 @@ def main(argv: list[str]) -> None:
                     if sum(run.timings["seconds"].values()) > 30:
                         draw(run)  # half a second: not for iterations that take little more
         except (KeyboardInterrupt, RuntimeError) as e:
-            if not interrupted(e):
+            on = f"in {run.where}; go on with: python train.py --resume {run.folder}"
+            if interrupted(e):
+                raise KeyboardInterrupt(on) from None
+            if (said := FULL if isinstance(e, torch.OutOfMemoryError) else failure(e)) is None:
                 raise
-            raise KeyboardInterrupt(f"in {run.where}; go on with: python train.py --resume {run.folder}") from None
+            raise OSError(f"{said} ({on})") from None
         except ValueError as e:
             shown(report)  # what nothing could be learned from can be looked at
             if isinstance(e, NothingSolved):

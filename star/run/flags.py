@@ -21,12 +21,14 @@ from types import SimpleNamespace
 import torch
 
 from star.config import CONFLICTS, DEFAULTS, StarConfig, kind_of, several
+from star.device import failure
 from star.tasks import is_file, task_names, task_options
 from star.text import visible
 
 PRESETS = Path(__file__).parent / "presets"
 SEVERAL = ("generators", "candidates")  # settings that are paths, separated by commas
 PATHS = ("model", "reward", *SEVERAL)
+FULL = "the device's memory is full: lower --slots where it sampled, --micro-tokens where it trained"
 
 
 @dataclass(frozen=True)
@@ -84,12 +86,14 @@ def command(body: Callable[[list[str]], int | None]) -> Callable[..., int]:
             print(f"stopped {e}".rstrip(), file=sys.stderr)
             return 130
         except torch.OutOfMemoryError:
-            print("error: the device's memory is full: lower --slots or --batch-size", file=sys.stderr)
+            print(f"error: {FULL}", file=sys.stderr)
         except RuntimeError as e:
-            if not interrupted(e):
+            if interrupted(e):
+                print("stopped", file=sys.stderr)
+                return 130
+            if (said := failure(e)) is None:
                 raise
-            print("stopped", file=sys.stderr)
-            return 130
+            print(f"error: {one_line(said)}", file=sys.stderr)
         except BrokenPipeError:  # whoever reads the output has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0

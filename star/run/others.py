@@ -23,7 +23,7 @@ from star.reward import Judge, Likelihood, RewardModel, choose_weights
 from star.run.candidates import Reader
 from star.run.history import clip
 from star.run.memory import memory
-from star.run.models import JOIN, load_base, load_tokenizer, measure_prompts, outline, room
+from star.run.models import JOIN, load_base, load_tokenizer, measure_prompts, outline, recast, room
 from star.sampler import Sampler
 from star.select import set_aside
 from star.tasks import Task
@@ -113,7 +113,8 @@ def plan_model(folder: Path, config: StarConfig, task: Task, max_new: int, devic
         return Sampler(load_base(outline(folder, config, device), device), config.slots, max_len, tokenizer), tokenizer
 
     most = need.weights + need.sampling
-    return Model(folder.name, opened, frozenset(left_out)), checkpoints.describe(model), most, tokenizer.notes
+    return Model(folder.name, opened, frozenset(left_out)), checkpoints.describe(model), most, [
+        *tokenizer.notes, *recast(folder, config, model)]
 
 
 def plan_judge(folder: Path, config: StarConfig, device: torch.device) -> Judge:

@@ -23,7 +23,7 @@ from star.decoder import Decoder
 from star.device import choose_device, free_memory
 from star.lora import add_lora, trainable
 from star.run.memory import Lengths, Memory, fitted, refuse, size
-from star.run.models import JOIN, load_base, load_tokenizer, measure_prompts, outline
+from star.run.models import JOIN, load_base, load_tokenizer, measure_prompts, outline, recast
 from star.run.others import Others, plan_others
 from star.run.work import Work
 from star.sampler import Sampler
@@ -83,7 +83,7 @@ def make_plan(config: StarConfig, options: dict, of: Callable[[Task], Task] = la
     others = plan_others(config, task, tokenizer, model, max_new, device)
     work = Work.of(config, len(task.train), len(task.heldout), generates, others.pool.answers_a_problem(config))
     config, needs, chosen = fitted(model, config, lengths, max_new, max(work.sampled), device)
-    notes += [*tokenizer.notes, *marks, *others.notes, *chosen]
+    notes += [*tokenizer.notes, *marks, *others.notes, *recast(folder, config, model), *chosen]
     return Plan(config, device, model, tokenizer, task, max_new, lengths, work, replace(needs, others=others.bytes),
                 notes, others)
 
