@@ -65,6 +65,24 @@ def test_replayed_steps_draw_what_a_cpu_draws(options, prefix):
         torch.testing.assert_close(torch.tensor(a.logprobs), torch.tensor(b.logprobs), rtol=0, atol=1e-4)
 
 
+FAMILIES = {"alibi": {"ropes": (), "alibi": True},
+            "windows, caps": {"attn_cap": 9.0, "logit_cap": 5.0, "windows": (None, 8), "block": "sandwich"},
+            "ungated, biases": {"norm": "layer", "block": "parallel", "gated": False, "bias_qkv": True}}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("fields", FAMILIES.values(), ids=FAMILIES)
+def test_every_kind_of_model_keeps_the_rules(fields, dtype):
+    """Its adapters live. In bfloat16 a GPU takes a kernel that rounds otherwise."""
+    found = {}
+    for device in ("cpu", "cuda"):
+        with on(device) as cuda:
+            there = Sampler(stirred(random_decoder(dtype=dtype, **fields).to(device)), 4, max_len=40, merge=False)
+            found[device] = drawn(there.generate(PROMPTS[:5], prefix=[4, 5], max_new_tokens=24))
+    assert cuda.replays > 0
+    assert found["cuda"] == found["cpu"] or dtype is torch.bfloat16
+
+
 def test_waits_grow_with_looks_and_not_with_steps():
     with pretended() as cuda:
         sampler("cuda").generate(PROMPTS[:4], max_new_tokens=32)
