@@ -136,7 +136,7 @@ def main() -> int:
     args = parser.parse_args()
     if args.steps < 2:
         peers.fail(f"--steps is {args.steps}: at least 2 are needed, for the first is not timed")
-    bench = Bench(__file__, args, "transformers", "peft", here=here, peft=peft)
+    bench = Bench(__file__, args, () if args.alone else ("transformers", "peft"), here=here, peft=peft)
     given = {"steps": args.steps, "recompute": args.recompute}
     sides = {"here": ("here", bench.best("here", {}, "tokens/s", **given))}
     if not args.alone:

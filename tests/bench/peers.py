@@ -35,22 +35,23 @@ DTYPES = ("float32", "bfloat16")
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "bf16")  # what products are made with
 
 
-def parser(doc: str) -> argparse.ArgumentParser:
-    """The flags that all of these scripts have."""
+def parser(doc: str, peer: bool = True) -> argparse.ArgumentParser:
+    """The flags that all of these scripts have. peer: False for one that compares with nothing."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--model", type=Path, help=f"its folder [{REAL.relative_to(ROOT)}; --small: the one that ships]")
     made.add_argument("--small", action="store_true", help="a tiny model and little work: does it run?")
     made.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 [cpu]")
     made.add_argument("--threads", type=int, help="of a CPU [all that torch takes]")
     made.add_argument("--rounds", type=int, default=3, help="[3]")
-    made.add_argument("--dtypes", choices=("auto", *DTYPES), default="auto", help="auto: each side's faster one, tried")
-    made.add_argument("--alone", action="store_true", help="this project only: no peer is needed")
+    if peer:
+        made.add_argument("--dtypes", choices=("auto", *DTYPES), default="auto", help="auto: each side's faster one")
+        made.add_argument("--alone", action="store_true", help="this project only: no peer is needed")
     made.add_argument("--out", type=Path, help="a JSON file for all figures")
     made.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)  # a single worker, for the processes started
     return made
 
 
-def need(*packages: str) -> None:
+def need(packages: tuple[str, ...]) -> None:
     """Exit with status 2 and one line if a peer is not installed."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
@@ -59,23 +60,24 @@ def need(*packages: str) -> None:
 
 
 def fail(line: str) -> None:
+    """Say what was wrong, and exit with status 2."""
     print(line, file=sys.stderr)
     sys.exit(2)
 
 
 class Bench:
-    """A script's processes and what they found. workers: name -> function of a spec."""
+    """A script's processes and what they found. packages: of the peer. workers: name -> function of a spec."""
 
-    def __init__(self, file: str, args: argparse.Namespace, *packages: str, **workers: Callable[[dict], dict]):
+    def __init__(self, file: str, args: argparse.Namespace, packages: tuple[str, ...] = (), model: Path | None = None,
+                 **workers: Callable[[dict], dict]):
         self.file, self.args = file, args
         if args.one:
             if args.one["threads"]:
                 torch.set_num_threads(args.one["threads"])
             print(json.dumps(workers[args.one["worker"]](args.one)))
             sys.exit(0)
-        if not args.alone:
-            need(*packages)
-        folder = args.model or (checkpoints.SHIPPED if args.small else REAL)
+        need(packages)
+        folder = model or args.model or (checkpoints.SHIPPED if args.small else REAL)
         if not (folder / "config.json").is_file():
             fail(f"no model in {folder}; fetch one: python -m checkpoints.fetch smollm2-135m")
         if args.rounds < 1 or (args.threads is not None and args.threads < 1):
@@ -160,7 +162,7 @@ def facts(args: argparse.Namespace, packages: tuple[str, ...]) -> dict[str, obje
                   "instructions": " ".join(flag for flag in FLAGS if flag in has)}
     if args.device != "cpu":
         found["card"] = torch.cuda.get_device_name(args.device)
-    versions = {name: importlib.metadata.version(name) for name in packages if not args.alone}
+    versions = {name: importlib.metadata.version(name) for name in packages}
     load = f"{os.getloadavg()[0]:.1f}"  # of others: figures of a busy machine are worth less
     return found | {"load": load, "torch": torch.__version__} | versions | {"date": str(datetime.date.today())}
 

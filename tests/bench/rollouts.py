@@ -32,7 +32,7 @@ import torch
 from peers import Bench, attention_work, layer_linears, middle, multiplied, seconds
 from torch.nn import functional as F
 
-from star.decoder import Decoder
+from star.decoder import Decoder, Linear
 from star.sampler import Sampler
 
 WORKS = ("prefix", "plain", "samples")
@@ -74,14 +74,21 @@ def make(name: str, vocab: int, small: bool) -> Work:
 
 
 def operations(model: Decoder, work: Work) -> float:
-    """What it needs at least: each prompt and the prefix once, the head where a token is drawn."""
-    blocks, head = multiplied(model)
+    """What it needs at least: each prompt and the prefix once; head and end of the last layer where a token is drawn.
+    """
+    (blocks, head), last = multiplied(model), sum(m.weight.numel() for m in after_last_keys(model))
     n, seen = len(work.prefix), len(work.prefix) ** 2 / 2
     for prompt, new in zip(work.prompts, work.new, strict=True):
         length, drawn = len(prompt), work.samples * (new - 1)  # the last token is not computed on
         n += length + drawn
         seen += length * (len(work.prefix) + length / 2) + drawn * (len(work.prefix) + length + new / 2)
-    return 2 * (blocks * n + head * work.tokens) + attention_work(model, seen)
+    return 2 * ((blocks - last) * n + (last + head) * work.tokens) + attention_work(model, seen)
+
+
+def after_last_keys(model: Decoder) -> list[Linear]:
+    """Linears of the last layer behind its first, which makes keys and values: nothing later reads other rows."""
+    linears = layer_linears(model)
+    return linears[1 - len(linears) // model.config.n_layers :]
 
 
 @torch.no_grad()
@@ -241,13 +248,11 @@ def phases(spec: dict) -> dict:
 def linears(model: Decoder, rows: int, length: int, device: str) -> float:
     """Seconds of all products with weights of one forward pass of rows x length tokens, each weight in its turn.
 
-    Of the last layer's output and MLP, and of the head, only a token a row is wanted.
+    Of the end of the last layer, and of the head, only a token a row is wanted.
     """
-    all_ = layer_linears(model)
-    per_layer = len(all_) // model.config.n_layers
-    last = {id(m) for m in all_[-per_layer + 1 :]}  # all but its first, which makes keys and values
-    weight, bias = model.head()
-    shapes = [(m.weight, m.bias, rows if id(m) in last else rows * length) for m in all_] + [(weight, bias, rows)]
+    last = set(map(id, after_last_keys(model)))
+    shapes = [(m.weight, m.bias, rows if id(m) in last else rows * length) for m in layer_linears(model)]
+    shapes.append((*model.head(), rows))
     inputs = {(n, w.shape[1]): torch.randn(n, w.shape[1], dtype=w.dtype, device=device) for w, _, n in shapes}
 
     def work() -> None:
@@ -313,8 +318,8 @@ def main() -> None:
     parser.add_argument("--temperatures", nargs="+", type=float, default=[0.8, 0.0], help="samples: only above 0")
     parser.add_argument("--phases", action="store_true")
     args = parser.parse_args()
-    args.alone |= args.phases
-    bench = Bench(__file__, args, "transformers", here=here, transformers=transformers, phases=phases)
+    bench = Bench(__file__, args, () if args.alone or args.phases else ("transformers",),
+                  here=here, transformers=transformers, phases=phases)
     if args.phases:
         show_phases(bench)
         return
