@@ -3,7 +3,9 @@
 What needs a peer is run by hand (tests/bench/README.md): here run our side, the trials and the refusals.
 """
 
+import importlib.util
 import json
+import subprocess
 import sys
 import time
 from argparse import Namespace
@@ -230,6 +232,21 @@ def test_a_process_says_one_thing(tmp_path):
     script.write_text("import os\nos.kill(os.getpid(), 9)")
     assert bench.measure("w") == {"error": "killed: out of memory?"}
     assert ["error" in run["found"] for run in bench.runs] == [False, True, True]
+
+
+def test_greedy_samples_are_refused(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as e:
+        in_this_process(monkeypatch, rollouts, flags=["--work", "samples", "--temperatures", "0"])
+    assert e.value.code == 2
+    assert "[0.0]: greedy samples of a prompt are all alike" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(importlib.util.find_spec("transformers") is not None, reason="it has the peer")
+def test_a_missing_peer_is_one_line():
+    done = subprocess.run([sys.executable, "tests/bench/reward_heads.py"], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("transformers is not installed: pip install -e '.[bench]'")
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_worker_of_a_process(capsys, monkeypatch):

@@ -13,11 +13,14 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+from peers import ROOT, need
+
+need("transformers")
+
 import transformers
 import transformers.utils.chat_template_utils as of_reference
 
-ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT / "tests"))
 
 from styles import STYLES, style_folder
 

@@ -13,15 +13,15 @@ Needs the extra `bench`; nothing is downloaded. The models are tiny, random, and
 Exit status 1 if an error is above 1e-4, a key is missing or left over, an adapter does nothing, or a byte differs.
 """
 
-import os
 import re
 import sys
 import tempfile
 import warnings
 from pathlib import Path
 
-os.environ["HF_HUB_OFFLINE"] = "1"
-sys.path.insert(0, str(Path(__file__).parents[2]))  # first: transformers looks for a package kernels
+from peers import need
+
+need("transformers", "peft")
 
 import peft
 import torch

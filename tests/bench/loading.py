@@ -30,8 +30,9 @@ import tempfile
 import time
 from pathlib import Path
 
-os.environ["HF_HUB_OFFLINE"] = "1"
-sys.path.insert(0, str(Path(__file__).parents[2]))  # first: transformers looks for a package kernels
+from peers import need
+
+need("transformers")
 
 import torch
 import transformers

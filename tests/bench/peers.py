@@ -2,7 +2,8 @@
 
 A script has workers, functions of a `spec` (a dict) that return figures. `Bench.measure` runs one in a process of its
 own, where nothing but it has filled memory and caches; `Bench.in_turn` several, round by round, so that a machine's
-slow minute hits all sides alike. This file imports neither peer: `need` says what is missing.
+slow minute hits all sides alike. Scripts that import a peer import this first: it finds this tree, keeps transformers
+from its hub, and `need` says in one line what is missing. It imports neither peer.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 os.environ["HF_HUB_OFFLINE"] = "1"
-sys.path.insert(0, str(ROOT))  # first: transformers looks for a package kernels
+sys.path.insert(0, str(ROOT))  # first: there is a kernels.py here, and transformers looks for a package kernels
 
 import torch
 
@@ -51,12 +52,12 @@ def parser(doc: str, peer: bool = True) -> argparse.ArgumentParser:
     return made
 
 
-def need(packages: tuple[str, ...]) -> None:
+def need(*packages: str, advice: str = "") -> None:
     """Exit with status 2 and one line if a peer is not installed."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
-        fail(f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed: pip install -e '.[bench]'"
-             "; --alone measures this project only")
+        are = "is" if len(missing) == 1 else "are"
+        fail(f"{' and '.join(missing)} {are} not installed: pip install -e '.[bench]'{advice}")
 
 
 def fail(line: str) -> None:
@@ -76,7 +77,7 @@ class Bench:
                 torch.set_num_threads(args.one["threads"])
             print(json.dumps(workers[args.one["worker"]](args.one)))
             sys.exit(0)
-        need(packages)
+        need(*packages, advice="; --alone measures this project only")
         folder = model or args.model or (checkpoints.SHIPPED if args.small else REAL)
         if not (folder / "config.json").is_file():
             fail(f"no model in {folder}; fetch one: python -m checkpoints.fetch smollm2-135m")

@@ -13,13 +13,13 @@ steps of its file; where it does, the tokenizers library on tokenizer.json is wh
 """
 
 import argparse
-import os
 import sys
 import time
 from pathlib import Path
 
-os.environ["HF_HUB_OFFLINE"] = "1"
-sys.path.insert(0, str(Path(__file__).parents[2]))  # first: transformers looks for a package kernels
+from peers import need
+
+need("transformers")
 
 import tokenizers
 import torch

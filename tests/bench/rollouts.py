@@ -318,6 +318,8 @@ def main() -> None:
     parser.add_argument("--temperatures", nargs="+", type=float, default=[0.8, 0.0], help="samples: only above 0")
     parser.add_argument("--phases", action="store_true")
     args = parser.parse_args()
+    if args.work == ["samples"] and max(args.temperatures) <= 0:
+        peers.fail(f"--temperatures is {args.temperatures}: greedy samples of a prompt are all alike, give one above 0")
     bench = Bench(__file__, args, () if args.alone or args.phases else ("transformers",),
                   here=here, transformers=transformers, phases=phases)
     if args.phases:
