@@ -9,7 +9,7 @@ import torch
 from gpu_kit import SAMPLINGS, Kit, off
 
 import kernels
-from kernels import attention, cross_entropy, lora, norm
+from kernels import attention, cross_entropy, gated, lora, norm, packed
 from star import draws
 
 
@@ -39,11 +39,26 @@ def kernel_cases() -> dict[str, tuple]:
     causal = torch.full((1, 1, 7, 7), float("-inf"), dtype=torch.float64).triu(1)
     behind = torch.cat([torch.zeros(1, 1, 7, 11, dtype=torch.float64), causal], dim=-1)
     prefix = r(2, 11, 64), r(2, 11, 64)
-    whole = attention.attention_reference
+    whole, runs = attention.attention_reference, [(2, 2), (1, 3)]
+
+    def joined(q, k, v, mask, scale, cap, prefix) -> torch.Tensor:
+        shared = attention.shared_attention(q, *(t[None] for t in prefix), scale)
+        return attention.join(shared, attention.own_attention(q, k, v, scale, None))[0]
+
+    def packs(q, k, v, scale) -> torch.Tensor:
+        if not packed.packs(q, k):  # no kernel here for this dtype: training goes run by run
+            return packed.packed_attention_reference(q, k, v, runs, scale)
+        starts = torch.tensor([0, 2, 4, 7], dtype=torch.int32, device=q.device)
+        return packed.packed_attention(q, k, v, runs, scale, starts)
+
     cases = {
         "attention": (attention.attention, whole, (q, k, v, causal, 0.125), ()),
         "attention, a cap": (attention.attention, whole, (q, k, v, causal, 0.125, 2.0), ()),
         "attention, a prefix": (attention.attention, whole, (q, k, v, behind, 0.125, 0.0, prefix), ()),
+        "attention, a prefix, in two joined blocks": (joined, whole, (q, k, v, behind, 0.125, 0.0, prefix), ()),
+        "packed_attention": (packs, lambda q, k, v, scale: packed.packed_attention_reference(q, k, v, runs, scale),
+                             (q[:1], k[:1], v[:1], 0.125), (0, 1, 2)),
+        "silu_gated": (gated.silu_gated, gated.silu_gated_reference, (r(30, 96),), (0,)),
         "causal_attention": (attention.causal_attention, lambda q, k, v, scale: whole(q, k, v, causal, scale),
                              (q, k, v, 0.125), (0, 1, 2)),
         "rms_norm": (norm.rms_norm, norm.rms_norm_reference, (r(50, 96), r(96), 1e-5), (0, 1)),
