@@ -90,7 +90,7 @@ def own_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | 
 
 def shared_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None
                      ) -> tuple[Tensor, Tensor]:
-    """As `own_attention`, to keys that n rows share: q (U * n, H, T, hd), rows of a prompt together; k, v (U, K, P, hd).
+    """`own_attention` to keys that n rows share: q (U * n, H, T, hd), rows of a prompt together, k, v (U, K, P, hd).
 
     mask (U, 1, 1, P): keys that are pads; None: all queries see all keys. The rows fold into queries: one matmul for
     each prompt and key head.
@@ -104,7 +104,7 @@ def shared_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor
 
 
 def join(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Attention to two blocks of keys from (out (..., hd), log-sum-exp (...)) of each: exactly what one softmax gives."""
+    """Attention to two blocks of keys from (out (..., hd), log-sum-exp (...)) of each: what one softmax would give."""
     share = torch.sigmoid(other[1] - one[1])  # e^b / (e^a + e^b)
     return torch.lerp(one[0], other[0], share[..., None].to(one[0].dtype)), torch.logaddexp(one[1], other[1])
 
@@ -117,9 +117,10 @@ def has_flash(q: Tensor, mask: Tensor | None = None) -> bool:
 
 def flash(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool = False, mask: Tensor | None = None
           ) -> tuple[Tensor, Tensor]:
-    """q (B, H, T, hd), k, v (B, K, S, hd) -> out (B, H, T, hd), log-sum-exp (B, H, T): FlashAttention (Dao et al. 2022).
+    """q (B, H, T, hd), k, v (B, K, S, hd) -> out (B, H, T, hd), log-sum-exp (B, H, T).
 
-    By name, since F.scaled_dot_product_attention drops the log-sum-exp. Needs `has_flash`.
+    FlashAttention (Dao et al. 2022), which `has_flash` must have said; by name, since F.scaled_dot_product_attention
+    drops the log-sum-exp.
     """
     if q.device.type == "cpu":
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, attn_mask=mask,

@@ -148,7 +148,7 @@ class KVCache:
         return 2 * config.n_layers * config.n_kv * config.head_dim * dtype.itemsize
 
     def use_prefix(self, other: "KVCache | None", length: int = 0) -> None:
-        """Take other's first slot, `length` tokens of it, as the prefix of all rows: views, no copy. None: no prefix."""
+        """Take other's first slot, `length` tokens of it, as the prefix of all rows: views. None: no prefix."""
         both = [] if other is None else [[t[:1, :, :length] for t in part] for part in (other.keys, other.values)]
         self.prefix, self.n_prefix = (Shared(*both),) if both else (), length
 

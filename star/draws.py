@@ -36,8 +36,8 @@ def draw_tokens(logits: Tensor, drawable: int, temperature: float, top_k: int, t
         scores = some[:, :drawable]
         if temperature >= TINY:
             scores = truncate(scores / temperature, top_k, top_p)
-            if (0 < top_k < drawable or top_p < 1) and not scores.is_cuda:  # there the count would have to be waited for
-                row, ids = at = (scores > float("-inf")).nonzero(as_tuple=True)
+            if (0 < top_k < drawable or top_p < 1) and not some.is_cuda:  # there the count would be waited for
+                at = row, ids = (scores > float("-inf")).nonzero(as_tuple=True)
                 scores[at] += gumbel(seed[row], i[row], ids)
             else:
                 scores += gumbel(seed[:, None], i[:, None], torch.arange(drawable, device=scores.device))

@@ -280,7 +280,7 @@ class Schedule:
         """Where few rows still run, move them to the first slots, and decode only these from now on."""
         rows = [b for b, row in enumerate(self.running) if row]
         B = len(rows) if self.model.device.type == "cpu" else rung(len(rows))
-        if rows and B < COMPACT * len(self.running):
+        if 0 < B < COMPACT * len(self.running):
             self.slots.move(rows)
             self.running = [self.running[b] for b in rows] + [None] * (B - len(rows))
             self.moved = True

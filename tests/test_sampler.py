@@ -171,7 +171,7 @@ def test_samples_look_at_one_copy_of_their_prompt(monkeypatch, prefix, variant):
     options = {"temperature": 0.9, "stop_ids": [7]}
     expected = [naive(model, prefix + p, 12, [7], 0.9, s) for p, s in zip(prompts, seeds, strict=True)]
     for slots in (5, 64):
-        outs = Sampler(model, slots, max_len=40).generate(prompts, prefix=prefix, max_new_tokens=12, seeds=seeds, **options)
+        outs = Sampler(model, slots, 40).generate(prompts, prefix=prefix, max_new_tokens=12, seeds=seeds, **options)
         for (ids, logps, _), out in zip(expected, outs, strict=True):
             assert list(out.tokens) == ids
             assert out.logprobs == pytest.approx(logps, abs=1e-6)

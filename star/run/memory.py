@@ -7,10 +7,11 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
-from star.cache import MOST_SLOTS, KVCache
+from star.cache import MOST_SLOTS, KVCache, keys_can_be_shared
 from star.config import StarConfig
 from star.decoder import Decoder, DecoderConfig
 from star.device import free_memory
+from star.draws import SLICE
 from star.lora import linear_parts
 from star.schedule import PREFILL_TOKENS
 
@@ -64,6 +65,8 @@ def memory(model: Decoder, config: StarConfig, lengths: Lengths, max_new: int, r
     half = max(free - weights, 0) // 2 if free is not None else MOST_SLOTS * row  # as the sampler chooses
     slots = min(rows, config.slots or max(1, min(MOST_SLOTS, half // row)))
     cache = slots * row + lengths.examples * token
+    if cpu and max(config.samples, config.eval_samples) > 1:  # prompts that several rows look at lie beside the slots
+        cache += slots // 2 * lengths.question * token
     adapted = dict(model.tensors())
     shapes = [adapted[f"{part}.weight"].shape for part in linear_parts(model)]
     copy = sum(out * n_in for out, n_in in shapes) * model.dtype.itemsize
@@ -83,12 +86,16 @@ def memory(model: Decoder, config: StarConfig, lengths: Lengths, max_new: int, r
 def passing(model: Decoder, config: StarConfig, lengths: Lengths, slots: int, cpu: bool) -> int:
     """Bytes that sampling needs besides the cache, for a moment: a layer of a prefill, or logits and their noise."""
     c = model.config
-    tokens = max(lengths.examples, min(PREFILL_TOKENS, slots * lengths.question))
-    scores = lengths.examples > 0 or any(keeps_scores(c, model.dtype, lengths.question, cpu, w)
-                                         for w in c.windows or [None])
-    scored = c.n_heads * lengths.whole * (3 * model.dtype.itemsize + 4) if scores else 0  # with mask and copies
-    prefill = tokens * (scored + (4 * c.d_ff + 4 * c.d_model) * model.dtype.itemsize)
-    step = slots * c.vocab * (40 if config.temperature or config.eval_samples else 12)
+    size, windows = model.dtype.itemsize, c.windows or [None]
+    dense, scored = (4 * c.d_ff + 4 * c.d_model) * size, c.n_heads * (3 * size + 4)  # a token; a score, with copies
+    alone = any(keeps_scores(c, model.dtype, lengths.examples or lengths.question, cpu, w) for w in windows)
+    behind = lengths.examples > 0 and (not keys_can_be_shared(c, lengths.whole) or not (cpu or size == 2))
+    questions = min(PREFILL_TOKENS, slots * lengths.question)
+    prefill = max(questions * (dense + scored * lengths.whole * (behind if lengths.examples else alone)),
+                  lengths.examples * (dense + scored * lengths.examples * alone))
+    step = slots * c.vocab * 12
+    if config.temperature or config.eval_samples:
+        step += 28 * max(c.vocab, min(slots * c.vocab, SLICE[not cpu]))  # noise, some rows at a time
     return max(prefill, step) + (0 if cpu else step)  # a GPU's graphs hold what they need beside what is held at ease
 
 
