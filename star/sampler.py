@@ -45,6 +45,7 @@ class Sampler:
                              "they do not belong together")
         self.model, self.max_len, self.tokenizer, self.merge = model, max_len, tokenizer, merge
         self.slots = choose_slots(model.config, model.dtype, model.device, slots, max_len)
+        self.stays = False  # does `release` leave everything as it is, since there is room for all that a run does?
         self.n_drawable = vocab if tokenizer is None else tokenizer.vocab_size
         self.slot_steps = self.row_steps = 0  # decode steps times slots so far, and those that brought a token
         # what needed doing so far: forward passes, tokens prefilled and decoded, tokens drawn, cached keys read (those
@@ -117,7 +118,8 @@ class Sampler:
 
     def release(self) -> None:
         """Let go of cache and prefix, where something else needs the memory; the next call makes its own."""
-        self._slots = self._prefix = None
+        if not self.stays:
+            self._slots = self._prefix = None
 
     def _weights(self) -> Decoder:
         """The model to sample from, always with the present adapters."""

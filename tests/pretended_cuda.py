@@ -31,6 +31,22 @@ SHAPED_BY_VALUES = {"nonzero", "masked_select", "_unique2", "unique_consecutive"
 BY_INDEX = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
 
 
+class FlashAttention:
+    """Stands for the GPU's kernel, by the CPU's; refuses what that one refuses."""
+
+    _schema = torch.ops.aten._scaled_dot_product_flash_attention.default._schema
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, dropout=0.0, causal=False, mask=False, *, scale=None) -> tuple:
+        if q.dtype not in (torch.float16, torch.bfloat16) or q.shape[1] != k.shape[1] or q.shape[-1] % 8:
+            raise RuleBroken(f"flash attention of {tuple(q.shape)}, {q.dtype}, to {k.shape[1]} key heads")
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, dropout, causal, scale=scale)
+        none = out.new_empty(0)
+        return out, lse, none, none, q.shape[2], k.shape[2], none, none, none  # as many as the schema says
+
+
+STAND_INS = {"_scaled_dot_product_flash_attention": FlashAttention()}
+
+
 def leaves(*trees) -> list:
     """What stands in nested lists, tuples and dictionaries. (torch's own walk is several times slower.)"""
     found = []
@@ -170,6 +186,7 @@ class Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs, cuda, name = kwargs or {}, self.cuda, func._schema.name.removeprefix("aten::")
+        func = STAND_INS.get(name, func)
         tensors = [t for t in leaves(args, kwargs) if isinstance(t, Tensor) and not t.is_meta]
         devices = {place(t) for t in tensors} - {None} or {cuda.made_on} - {None}
         if not devices:
@@ -273,7 +290,7 @@ class Graph:
         with torch._C.DisableTorchFunction(), torch.utils._python_dispatch._disable_current_modes():
             for func, args, kwargs, outs in self.steps:
                 args, kwargs = changed(Address, Address.tensor, (args, kwargs))
-                made = leaves(func(*args, **kwargs))
+                made = [t for t in leaves(func(*args, **kwargs)) if isinstance(t, Tensor)]
                 for mine, t in zip(outs, made if outs else [], strict=True):
                     mine.copy_(t)
             self.spoil()

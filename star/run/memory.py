@@ -48,6 +48,11 @@ class Memory:
         """At one time."""
         return self.weights + self.adapters + self.copy + max(self.sampling, self.training, self.others)
 
+    @property
+    def together(self) -> int:
+        """If all of it stayed."""
+        return self.most + self.sampling + self.training + self.others - max(self.sampling, self.training, self.others)
+
     def __str__(self) -> str:
         names = {"adapters": "adapters with gradient and moments", "copy": "merged copy",
                  "sampling": f"sampling in {self.slots} slots", "others": "the largest other model"}

@@ -140,6 +140,8 @@ def build(plan: Plan) -> Sampler:
     refuse(plan.memory, free_memory(plan.device), plan.device, config)
     model = load_base(plan.model, plan.device)
     sampler = Sampler(model, config.slots, plan.max_len, plan.tokenizer, config.merge)
+    # on a GPU with room for all, graphs outlast training: they are recorded once a run
+    sampler.stays = plan.device.type == "cuda" and plan.memory.together <= (free_memory(plan.device) or 0)
     add_lora(model, config.rank, config.alpha)
     return sampler
 
