@@ -7,12 +7,14 @@
 Linears, norms and the loss do not care where a sequence ends, so they work on the row as it is.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from kernels.packed import packed_attention, packs, rectangles
 from star.cache import Causal, Context
 from star.decoder import Decoder
 from star.problem import Example
@@ -23,44 +25,46 @@ EVEN = 0.85  # sequences share a run, padded to its longest, if they have at lea
 class Packed(Context):
     """Sequences one behind the other in one row, each of which starts at position 0 and sees only itself.
 
-    runs: (sequences, padded length) of the consecutive rectangles that the row consists of. Of the last layer only the
-    hidden states at `places` (N,) come out, (1, N, D): those that a target is predicted from.
+    Of the last layer only the hidden states at the batch's `places` (N,) come out, (1, N, D): those that a target is
+    predicted from.
     """
 
-    def __init__(self, runs: list[tuple[int, int]], places: Tensor, last_layer: int):
-        device = places.device
-        positions = torch.cat([torch.arange(length, device=device).repeat(n) for n, length in runs])
-        super().__init__(positions[None], 0)
-        self.runs, self.places, self.last_layer = runs, places, last_layer
-        self.inner = [Causal(length, device) for _, length in runs]
+    def __init__(self, batch: "Batch", last_layer: int):
+        super().__init__(batch.positions, 0)
+        self.batch, self.last_layer = batch, last_layer
+        self.inner = [Causal(length, batch.places.device) for _, length in batch.runs]
 
     def read(self, layer: int, x: Tensor) -> Tensor:
-        return x[:, self.places] if layer == self.last_layer else x
+        return x[:, self.batch.places] if layer == self.last_layer else x
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, cap: float, window: int | None,
                slopes: Tensor | None) -> Tensor:
-        """q (1, H, T, hd), k, v (1, K, T, hd) -> (1, H, T, hd): run by run, as (sequences, H, length, hd)."""
-        sizes, outs = [n * length for n, length in self.runs], []
-        for (n, length), context, *parts in zip(self.runs, self.inner, *(t[0].split(sizes, 1) for t in (q, k, v)),
-                                                strict=True):
-            q_, k_, v_ = (t.unflatten(1, (n, length)).transpose(0, 1) for t in parts)
-            out = context.attend(layer, q_, k_, v_, scale, cap, window, slopes)  # (n, H, length, hd)
-            outs.append(out.transpose(1, 2).flatten(0, 1))  # (n*length, H, hd)
-        return torch.cat(outs)[None].transpose(1, 2)
+        """q (1, H, T, hd), k, v (1, K, T, hd) -> (1, H, T, hd): by the kernel for packed rows, or run by run."""
+        runs = self.batch.runs
+        if not cap and slopes is None and (window or math.inf) >= runs[0][1] and packs(q, k):
+            return packed_attention(q, k, v, runs, scale, self.batch.starts)
+        outs = [context.attend(layer, *parts, scale, cap, window, slopes)  # (n, H, length, hd)
+                for context, *parts in zip(self.inner, *(rectangles(t, runs) for t in (q, k, v)), strict=True)]
+        return torch.cat([out.transpose(1, 2).flatten(0, 1) for out in outs])[None].transpose(1, 2)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A row of packed sequences and its targets: targets[i] is predicted from tokens[0, places[i]]."""
+    """A row of packed sequences and its targets: targets[i] is predicted from tokens[0, places[i]].
+
+    runs: (sequences, padded length) of the consecutive rectangles that the row consists of, the longest first.
+    """
 
     tokens: Tensor  # (1, T) int64
+    positions: Tensor  # (1, T) int64: of each token in its sequence
     places: Tensor  # (N,) int64
     targets: Tensor  # (N,) int64
+    starts: Tensor  # (sequences + 1,) int32: where each begins, and T
     runs: list[tuple[int, int]]
 
     def hidden(self, model: Decoder, recompute: bool = False) -> Tensor:
         """(N, D) last hidden states that the targets are predicted from."""
-        return model.hidden(self.tokens, Packed(self.runs, self.places, model.config.n_layers - 1), recompute)[0]
+        return model.hidden(self.tokens, Packed(self, model.config.n_layers - 1), recompute)[0]
 
 
 def batch_of_step(n: int, batch_size: int, step: int, seed: int) -> list[int]:
@@ -108,12 +112,25 @@ def micro_batches(examples: Sequence[Example], budget: int, device: torch.device
 
 def pack(examples: Sequence[Example], device: torch.device) -> Batch:
     """One row of these sequences, which must come longest first."""
-    runs = runs_of([len(e.tokens) for e in examples])
-    tokens, places, targets = [], [], []
-    for e, width in zip(examples, (length for n, length in runs for _ in range(n)), strict=True):
-        places += range(len(tokens) + e.n_prompt - 1, len(tokens) + len(e.tokens) - 1)
-        targets += e.tokens[e.n_prompt :]
-        tokens += [*e.tokens, *[0] * (width - len(e.tokens))]  # pads stand behind: nothing looks at them
-    host = torch.tensor([tokens]), torch.tensor(places), torch.tensor(targets)
-    tokens, places, targets = (t.to(device) for t in host)
-    return Batch(tokens, places, targets, runs)
+    read = [range(e.n_prompt - 1, len(e.tokens) - 1) for e in examples]
+    return row_of([e.tokens for e in examples], read, [t for e in examples for t in e.tokens[e.n_prompt :]], device)
+
+
+def row_of(sequences: Sequence[Sequence[int]], read: Sequence[Sequence[int]], targets: list[int],
+           device: torch.device) -> Batch:
+    """Sequences of ids, the longest first, in one row. read: the places in each whose hidden states come out.
+
+    The host does not wait until a GPU has the row.
+    """
+    runs = runs_of([len(ids) for ids in sequences])
+    tokens, positions, places, starts = [], [], [], [0]
+    for ids, where, width in zip(sequences, read, (length for n, length in runs for _ in range(n)), strict=True):
+        places += (starts[-1] + i for i in where)
+        tokens += [*ids, *[0] * (width - len(ids))]  # pads stand behind: nothing looks at them
+        positions += range(width)
+        starts.append(len(tokens))
+    host = [torch.tensor([tokens]), torch.tensor([positions]), *(torch.tensor(t).long() for t in (places, targets)),
+            torch.tensor(starts, dtype=torch.int32)]
+    if device.type == "cuda":
+        host = [t.pin_memory() for t in host]
+    return Batch(*(t.to(device, non_blocking=True) for t in host), runs)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from star.batch import Batch, micro_batches, runs_of
+from star.batch import Batch, micro_batches, row_of
 from star.decoder import Decoder
 from star.problem import Example
 from star.text import Prompt
@@ -186,13 +186,7 @@ def read_at(row: Sequence[int], pad_id: int | None) -> int:
 
 def pack(rows: Sequence[Sequence[int]], device: torch.device) -> Batch:
     """One row of these sequences, which must come longest first; each is read at its last token."""
-    runs = runs_of([len(row) for row in rows])
-    tokens, places = [], []
-    for row, width in zip(rows, (length for n, length in runs for _ in range(n)), strict=True):
-        places.append(len(tokens) + len(row) - 1)
-        tokens += [*row, *[0] * (width - len(row))]  # pads stand behind: nothing looks at them
-    places = torch.tensor(places, device=device)
-    return Batch(torch.tensor([tokens], device=device), places, places[:0], runs)
+    return row_of(rows, [[len(row) - 1] for row in rows], [], device)
 
 
 def check_rows(model: Decoder, rows: Sequence[Sequence[int]]) -> None:
