@@ -3,7 +3,7 @@
 Several maps that share the input (q, k, v; gate, up) go together: one base matmul, one A-product for all of them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -26,45 +26,56 @@ def lora_linear_reference(
     return y + torch.cat([F.linear(p, b.to(x.dtype)) for p, b in zip(pieces, parts, strict=True)], dim=-1)
 
 
-def lora_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor | Sequence[Tensor], scale: float
-) -> Tensor:
-    """The same in fewer passes: each part is added into the base output in place. weight and bias must be frozen."""
-    return _LoraLinear.apply(x, weight, bias, scale, A, *([B] if isinstance(B, Tensor) else B))
+def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor | Sequence[Tensor], scale: float,
+                make: Callable[[Tensor], Tensor] | None = None, cast: Sequence[Tensor] | None = None) -> Tensor:
+    """The same in fewer passes: each part is added into the base output in place. weight and bias must be frozen.
+
+    make: the map reads make(x), a norm or an activation: cheap, of x's dtype, and with nothing to train inside. The
+    backward pass makes it again from x, which is kept instead: often something before needs x too, or x is smaller.
+    cast: A and all B in x's dtype, where the caller has them, or they are cast here.
+    """
+    return _LoraLinear.apply(x, make, weight, bias, scale, cast, A, *([B] if isinstance(B, Tensor) else B))
 
 
 class _LoraLinear(torch.autograd.Function):
-    """With p = x A^T and g the gradient of y, part by part on its own columns of y and p:
+    """With h = make(x), p = h A^T and g the gradient of y, part by part on its own columns of y and p:
 
-        y_i += s p_i B_i^T     dp_i = s g_i B_i     dB_i = s g_i^T p_i     dA = dp^T x     dx = g W + dp A
+        y_i += s p_i B_i^T     dp_i = s g_i B_i     dB_i = s g_i^T p_i     dA = dp^T h     dh = g W + dp A
     """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, scale, A, *B):
-        flat = x.reshape(-1, x.shape[-1])  # (N, in)
+    def forward(ctx, x, make, weight, bias, scale, cast, *adapters):
+        A, *B = cast or [t.to(x.dtype) for t in adapters]
+        h = x if make is None else make(x)
+        flat = h.reshape(-1, h.shape[-1])  # (N, in)
         y = F.linear(flat, weight, bias)  # (N, out)
-        product = F.linear(flat, A.to(x.dtype))  # (N, sum of r_i)
+        product = F.linear(flat, A)  # (N, sum of r_i)
         for columns, p, b in _parts(y, product, B):
-            columns.addmm_(p, b.t().to(x.dtype), alpha=scale)
-        ctx.scale = scale
-        ctx.save_for_backward(flat, weight, A, product, *B)
-        return y.view(*x.shape[:-1], y.shape[1])
+            columns.addmm_(p, b.t(), alpha=scale)
+        ctx.make, ctx.scale, ctx.dtype = make, scale, adapters[0].dtype
+        ctx.save_for_backward(x, weight, product, A, *B)
+        return y.view(*h.shape[:-1], y.shape[1])
 
     @staticmethod
     def backward(ctx, grad):
-        assert not any(ctx.needs_input_grad[1:4]), "the base weight and bias of a LoRA linear are frozen"
-        flat, weight, A, product, *B = ctx.saved_tensors
-        g = grad.reshape(-1, grad.shape[-1])  # (N, out)
-        d_product, d_B = [], []
-        for columns, p, b in _parts(g, product, B):
-            d_product.append(columns @ b.to(g.dtype))  # (N, r_i)
-            d_B.append((columns.t() @ p * ctx.scale).to(b.dtype))  # (out_i, r_i)
-        d_product = torch.cat(d_product, dim=-1) * ctx.scale
-        d_A = (d_product.t() @ flat).to(A.dtype)
-        d_x = None
-        if ctx.needs_input_grad[0]:
-            d_x = (g @ weight).addmm_(d_product, A.to(g.dtype)).view(*grad.shape[:-1], weight.shape[1])
-        return d_x, None, None, None, d_A, *d_B
+        assert not any(ctx.needs_input_grad[1:6]), "the base weight and bias of a LoRA linear are frozen"
+        x, weight, product, A, *B = ctx.saved_tensors
+        h = x = x.detach().requires_grad_(ctx.needs_input_grad[0])
+        if ctx.make is not None:
+            with torch.enable_grad():
+                h = ctx.make(x)
+        flat, g = h.detach().reshape(-1, h.shape[-1]), grad.reshape(-1, grad.shape[-1])  # (N, in), (N, out)
+        d_product = torch.empty_like(product)
+        for columns, d_p, b in _parts(g, d_product, B):
+            torch.mm(columns, b, out=d_p)  # (N, r_i)
+        d_product.mul_(ctx.scale)
+        d_A = (d_product.t() @ flat).to(ctx.dtype)
+        d_B = [(columns.t() @ p).mul_(ctx.scale).to(ctx.dtype) for columns, p, _ in _parts(g, product, B)]
+        if not ctx.needs_input_grad[0]:
+            return None, None, None, None, None, None, d_A, *d_B
+        d_h = (g @ weight).addmm_(d_product, A).view(h.shape)
+        d_x = d_h if ctx.make is None else torch.autograd.grad(h, x, d_h)[0]
+        return d_x, None, None, None, None, None, d_A, *d_B
 
 
 def _parts(y: Tensor, product: Tensor, B: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from kernels.gated import silu_gated
 from kernels.norm import rms_norm
 from star.cache import Causal, Context
 from star.positions import Rope, alibi_slopes, rotary_table, rotate
@@ -100,6 +101,9 @@ class Linear(nn.Module):
 
     parts {"q_proj": 4, "k_proj": 2, "v_proj": 2} and 8 inputs: weight (8, 8), rows 0-3 are q_proj's, 4-5 k_proj's,
     6-7 v_proj's; `forward` returns all 8 outputs side by side and the caller splits them.
+
+    make: the cheap function that makes the input from x, a norm or an activation. Adapters (star/lora) then keep x for
+    the backward pass, and make the input again.
     """
 
     def __init__(self, n_in: int, parts: dict[str, int], bias: bool = False):
@@ -108,8 +112,8 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(sum(parts.values()), n_in))
         self.bias = nn.Parameter(torch.zeros(sum(parts.values()))) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+    def forward(self, x: Tensor, make: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        return F.linear(x if make is None else make(x), self.weight, self.bias)
 
 
 class Attention(nn.Module):
@@ -127,9 +131,9 @@ class Attention(nn.Module):
         self.window = c.windows[layer] if c.windows else None
         self.rope = (c.rope_of[layer] if c.rope_of else 0) if c.ropes else None
 
-    def forward(self, x: Tensor, context: Context, tables: list[tuple[Tensor, Tensor]]) -> Tensor:
+    def forward(self, x: Tensor, norm: nn.Module, context: Context, tables: list[tuple[Tensor, Tensor]]) -> Tensor:
         c = self.c
-        heads = self.qkv_proj(x).unflatten(-1, (-1, c.head_dim))  # (B, T, (H+2K)*hd) -> (B, T, H+2K, hd)
+        heads = self.qkv_proj(x, norm).unflatten(-1, (-1, c.head_dim))  # (B, T, (H+2K)*hd) -> (B, T, H+2K, hd)
         qk, v = heads.split([c.n_heads + c.n_kv, c.n_kv], dim=2)
         if c.qk_norm:
             q, k = qk.split([c.n_heads, c.n_kv], dim=2)
@@ -157,12 +161,16 @@ class MLP(nn.Module):
         self.gate_up_proj = Linear(c.d_model, parts, c.bias_mlp)
         self.down_proj = Linear(c.d_ff, {"down_proj": c.d_model}, c.bias_mlp)
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.gate_up_proj(x)  # (B, T, 2F), or (B, T, F) ungated
-        if self.gated:
-            gate, up = h.chunk(2, dim=-1)
-            return self.down_proj(self.act(gate) * up)
-        return self.down_proj(self.act(h))
+    def forward(self, x: Tensor, norm: nn.Module) -> Tensor:
+        return self.down_proj(self.gate_up_proj(x, norm), self.activate)  # (B, T, 2F), or (B, T, F) ungated
+
+    def activate(self, h: Tensor) -> Tensor:
+        if not self.gated:
+            return self.act(h)
+        if self.act is F.silu:
+            return silu_gated(h)
+        gate, up = h.chunk(2, dim=-1)
+        return self.act(gate) * up  # (B, T, F)
 
 
 class Block(nn.Module):
@@ -178,14 +186,13 @@ class Block(nn.Module):
         self.parallel, self.scale = c.block.startswith("parallel"), c.residual_scale
 
     def forward(self, x: Tensor, context: Context, tables: list[tuple[Tensor, Tensor]]) -> Tensor:
-        h = self.attn_norm(x)
-        attended = self.scaled(self.attn_out_norm(self.self_attn(h, context, tables)))
-        x, h = context.read(self.self_attn.layer, x), context.read(self.self_attn.layer, h)
+        attended = self.scaled(self.attn_out_norm(self.self_attn(x, self.attn_norm, context, tables)))
+        x = context.read(self.self_attn.layer, x)
         if self.parallel:  # both sublayers read x; with one norm, the same normed x
-            seen = h if isinstance(self.mlp_norm, nn.Identity) else self.mlp_norm(x)
-            return x + (self.scaled(self.mlp(seen)) + attended)
+            norm = self.attn_norm if isinstance(self.mlp_norm, nn.Identity) else self.mlp_norm
+            return x + (self.scaled(self.mlp(x, norm)) + attended)
         x = x + attended
-        return x + self.scaled(self.mlp_out_norm(self.mlp(self.mlp_norm(x))))
+        return x + self.scaled(self.mlp_out_norm(self.mlp(x, self.mlp_norm)))
 
     def scaled(self, x: Tensor) -> Tensor:
         return x if self.scale == 1 else x * self.scale

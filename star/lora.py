@@ -5,7 +5,7 @@ second decoder for sampling whose adapted weights are W + scale B A; the base is
 bfloat16 that rounding would stay. Reading and writing adapters is checkpoints/adapters.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ class LoraLinear(Linear):
         nn.Module.__init__(self)
         self.parts, self.weight, self.bias = base.parts, base.weight, base.bias
         self.ranks, self.scale = ranks, scale
+        self.cast: tuple[list[tuple[int, int]], list[Tensor]] | None = None
         wide = torch.promote_types(base.weight.dtype, torch.float32)
         new = {"device": base.weight.device, "dtype": wide}
         self.A = nn.Parameter(torch.zeros(sum(ranks.values()), base.weight.shape[1], **new))
@@ -34,8 +35,20 @@ class LoraLinear(Linear):
         for B, rank in zip(self.B, ranks.values(), strict=True):
             B.requires_grad_(rank > 0)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return lora_linear(x, self.weight, self.bias, self.A, list(self.B), self.scale)
+    def forward(self, x: Tensor, make: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        return lora_linear(x, self.weight, self.bias, self.A, list(self.B), self.scale, make, self.narrow())
+
+    def narrow(self) -> list[Tensor] | None:
+        """A and B in the base's narrower dtype, cast once an optimizer step and not at each use.
+
+        Only in training: a sampler's replayed graph would not see that they are to be cast anew.
+        """
+        if self.A.dtype == self.weight.dtype or not torch.is_grad_enabled():
+            return None
+        written = [(p.data_ptr(), p._version) for p in (self.A, *self.B)]
+        if self.cast is None or self.cast[0] != written:
+            self.cast = written, [p.detach().to(self.weight.dtype) for p in (self.A, *self.B)]
+        return self.cast[1]
 
     def adapters(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         """(part, A (r, in), B (out, r)) of each part that has one; views."""

@@ -82,6 +82,22 @@ def test_version_counts_every_write():
     assert len(seen) == 4  # every change but the last, which writes nothing
 
 
+def test_adapters_are_cast_once_for_each_writing_of_them():
+    """Beside a bfloat16 base; where nothing is trained they are cast in place, as a recorded step would."""
+    model = stir(add_lora(random_decoder(dtype=torch.bfloat16), rank=2))
+    module = next(module for _, module in lora_modules(model))
+    first = module.narrow()
+    assert [t.dtype for t in first] == [torch.bfloat16] * len(first)
+    assert torch.equal(first[0], module.A.bfloat16())
+    assert module.narrow() is first
+    stir(model, seed=2)
+    assert module.narrow() is not first
+    assert torch.equal(module.narrow()[1], module.B[0].bfloat16())
+    with torch.no_grad():
+        assert module.narrow() is None
+    assert next(m for _, m in lora_modules(add_lora(random_decoder()))).narrow() is None
+
+
 def test_merging_again_keeps_the_buffers():
     model = stir(add_lora(random_decoder(), rank=2))
     twin = merged(model)
