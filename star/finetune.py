@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.optim.adamw import adamw
 
 from kernels.cross_entropy import linear_cross_entropy
 from star.batch import Batch, batch_of_step, micro_batches
@@ -30,7 +31,7 @@ class FinetuneStats:
     target_tokens: int = 0
     tokens: int = 0  # prompts included, padding not
     seconds: float = 0.0
-    state: dict[str, Any] = field(default_factory=dict)  # where to go on: {"step": steps done, "optimizer": moments}
+    state: dict[str, Any] = field(default_factory=dict)  # where to go on: {"step": steps done, "moments": AdamW's}
 
 
 def finetune(
@@ -80,33 +81,51 @@ def finetune_steps(
     params = trainable(model)
     micro_tokens = micro_tokens or (1024 if model.device.type == "cpu" else 8192)
     _check(model, examples, params, steps, batch_size)
-    optimizer = torch.optim.AdamW(params.values(), lr=lr, betas=(0.9, beta2), weight_decay=0.0, fused=True)
-    if state:
-        optimizer.load_state_dict(state["optimizer"])
+    moments = state["moments"] if state else [[torch.zeros_like(p) for p in params.values()] for _ in range(2)]
     frozen = fingerprint(model)
     stats = FinetuneStats()
     began = time.perf_counter()
+    first = state["step"] if state else 0
+
+    def packed(step: int) -> tuple[list[Example], list[Batch]]:
+        batch = [examples[i] for i in batch_of_step(len(examples), batch_size, step, seed)]
+        return batch, list(micro_batches(batch, micro_tokens, model.device))
+
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for step in range(state["step"] if state else 0, steps):
-            batch = [examples[i] for i in batch_of_step(len(examples), batch_size, step, seed)]
-            loss = step_gradients(model, params, batch, micro_tokens, recompute, pool)
+        ahead = packed(first)
+        for step in range(first, steps):
+            batch, rows = ahead
+            loss = step_gradients(model, params, rows, recompute, pool)
+            ahead = packed(step + 1)  # while a GPU works: the next line waits for it
+            loss = loss.item()
             if not math.isfinite(loss):
                 raise ValueError(f"the loss is {loss} at step {step + 1}: lower the learning rate (lr is {lr})")
             for name, p in params.items():
                 assert p.grad is not None, f"{name} got no gradient"
             torch.nn.utils.clip_grad_norm_(params.values(), clip)
-            for group in optimizer.param_groups:
-                group["lr"] = lr * lr_factor(step, steps, warmup, schedule)
-            optimizer.step()
-            torch.autograd.graph.increment_version(params.values())  # a fused step writes uncounted (star/lora)
-            optimizer.zero_grad(set_to_none=True)
+            adamw_step(list(params.values()), moments, step, lr * lr_factor(step, steps, warmup, schedule), beta2)
             stats.losses.append(loss)
             stats.target_tokens += sum(len(e.tokens) - e.n_prompt for e in batch)
             stats.tokens += sum(len(e.tokens) for e in batch)
             stats.seconds = time.perf_counter() - began
-            stats.state = {"step": step + 1, "optimizer": optimizer.state_dict()}
+            stats.state = {"step": step + 1, "moments": moments}
             yield stats
     assert torch.equal(frozen, fingerprint(model)), "training changed a frozen weight"
+
+
+@torch.no_grad()
+def adamw_step(params: Sequence[torch.Tensor], moments: Sequence[list[torch.Tensor]], step: int, lr: float,
+               beta2: float) -> None:
+    """Step 0, 1, ... of AdamW on the gradients, which are gone then: what torch.optim.AdamW does, as a function.
+
+    The object brings torch's compiler along, which takes a second to import.
+    """
+    steps = torch.full((len(params),), float(step), device=params[0].device).unbind()
+    adamw(list(params), [p.grad for p in params], *moments, [], steps, fused=True, amsgrad=False, beta1=0.9,
+          beta2=beta2, lr=lr, weight_decay=0.0, eps=1e-8, maximize=False)
+    torch.autograd.graph.increment_version(params)  # a fused step writes uncounted (star/lora)
+    for p in params:
+        p.grad = None
 
 
 def lr_factor(step: int, steps: int, warmup: int, schedule: str) -> float:
@@ -116,8 +135,8 @@ def lr_factor(step: int, steps: int, warmup: int, schedule: str) -> float:
     return 1.0 if schedule == "constant" else (steps - step) / (steps - warmup)
 
 
-def step_gradients(model: Decoder, params: dict, batch: Sequence[Example], micro_tokens: int, recompute: bool,
-                   pool: ThreadPoolExecutor) -> float:
+def step_gradients(model: Decoder, params: dict, rows: Sequence[Batch], recompute: bool, pool: ThreadPoolExecutor
+                   ) -> torch.Tensor:
     """Set the gradients of the step's mean loss (nats a target token, over all micro-batches) and return the loss.
 
     Gradients are added up in the order of the micro-batches, as they come: the same bits however many there are at
@@ -125,20 +144,20 @@ def step_gradients(model: Decoder, params: dict, batch: Sequence[Example], micro
     """
     c = model.config
     weight, bias = model.head()
-    n_targets = sum(len(e.tokens) - e.n_prompt for e in batch)
+    n_targets = sum(len(b.targets) for b in rows)
 
     def work(b: Batch) -> tuple[torch.Tensor, ...]:
         hidden = b.hidden(model, recompute)  # (N, D): only rows with a target meet the vocabulary
         nll = linear_cross_entropy(hidden, weight, b.targets, bias, c.logit_scale, c.logit_cap) / n_targets
         return nll.detach(), *torch.autograd.grad(nll, params.values())
 
-    rows, loss = micro_batches(batch, micro_tokens, model.device), 0.0
-    for nll, *grads in side_by_side(work, list(rows), pool) if model.device.type == "cpu" else map(work, rows):
+    loss = 0.0
+    for nll, *grads in side_by_side(work, rows, pool) if model.device.type == "cpu" else map(work, rows):
         loss = loss + nll
         for p, grad in zip(params.values(), grads, strict=True):
             p.grad = grad if p.grad is None else p.grad.add_(grad)
         del grads, grad  # not held while the next are waited for
-    return loss.item()
+    return loss
 
 
 def side_by_side(work: Callable, rows: Sequence[Batch], pool: ThreadPoolExecutor) -> Iterator[tuple]:

@@ -1,6 +1,8 @@
 """Training: the loss is what it says, the base does not move, and any cut into micro-batches gives the same step."""
 
 import copy
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -8,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from conftest import random_decoder, stirred
+from conftest import ROOT, random_decoder, stirred
 
 from kernels.cross_entropy import linear_cross_entropy
 from star.batch import batch_of_step, micro_batches, pack
-from star.finetune import finetune, finetune_steps, fingerprint, lr_factor, step_gradients
+from star.finetune import adamw_step, finetune, finetune_steps, fingerprint, lr_factor, step_gradients
 from star.lora import add_lora, trainable
 from star.problem import Example
 
@@ -157,11 +159,14 @@ def test_gradients_are_added_up_in_order_bit_for_bit(cores, micro_tokens):
     """Whichever row is done first: the second waits for the first, and the sum is rounded as if they had come in turn.
     """
     model, data = stirred(random_decoder(dtype=torch.float32)), examples(24)
-    loss, expected = one_by_one(model, list(micro_batches(data, micro_tokens, model.device)))
+    rows = list(micro_batches(data, micro_tokens, model.device))
+    loss, expected = one_by_one(model, rows)
     for slow in (None, 0, 5):  # that row takes its time
         params, calls, original = trainable(model), [], torch.autograd.grad
 
         def grad(*args, calls=calls, original=original, slow=slow):
+            if args[0].dim():
+                return original(*args)  # inside a kernel
             calls.append(None)
             if len(calls) - 1 == slow:
                 time.sleep(0.05)
@@ -171,7 +176,7 @@ def test_gradients_are_added_up_in_order_bit_for_bit(cores, micro_tokens):
             p.grad = None
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch.autograd, "grad", grad)
-            assert step_gradients(model, params, data, micro_tokens, False, cores) == loss
+            assert step_gradients(model, params, rows, False, cores).item() == loss
         for p, wanted in zip(params.values(), expected, strict=True):
             assert torch.equal(p.grad, wanted)
 
@@ -182,6 +187,8 @@ def test_few_gradients_are_held_at_a_time(monkeypatch, cores):
     original, made, alive = torch.autograd.grad, [], []
 
     def grad(*args):
+        if args[0].dim():
+            return original(*args)  # inside a kernel
         with lock:
             n = len(made)
             made.append(None)
@@ -194,9 +201,36 @@ def test_few_gradients_are_held_at_a_time(monkeypatch, cores):
         return out
 
     monkeypatch.setattr(torch.autograd, "grad", grad)
-    step_gradients(model, trainable(model), data, 1, False, cores)
+    step_gradients(model, trainable(model), list(micro_batches(data, 1, model.device)), False, cores)
     assert len(made) == 60
     assert CORES < max(alive) <= CORES + 2
+
+
+def test_steps_are_those_of_torchs_adamw():
+    """Bit for bit; and what a fused step writes is counted (star/lora)."""
+    torch.manual_seed(0)
+    start, grads = torch.randn(3, 4), torch.randn(5, 3, 4)
+    ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    optimizer = torch.optim.AdamW([theirs], betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+    moments = [[torch.zeros(3, 4)] for _ in range(2)]
+    for step, grad in enumerate(grads):
+        ours.grad, theirs.grad, before = grad.clone(), grad.clone(), ours._version
+        optimizer.param_groups[0]["lr"] = 0.1 / (step + 1)
+        optimizer.step()
+        adamw_step([ours], moments, step, 0.1 / (step + 1), 0.99)
+        assert torch.equal(ours, theirs)
+        assert ours._version > before
+        assert ours.grad is None
+
+
+def test_training_on_a_cpu_imports_no_compiler():
+    """It takes a second, more than the first steps of a small model."""
+    code = ("import sys, torch; sys.path[:0] = ['.', 'tests']\n"
+            "from conftest import stirred, random_decoder; from star.finetune import finetune\n"
+            "from star.problem import Example\n"
+            "finetune(stirred(random_decoder()), [Example((1, 2, 3), 1)], steps=2)\n"
+            "sys.exit('torch._dynamo' in sys.modules)")
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
 
 
 def test_every_example_is_used_before_any_comes_again():
@@ -223,7 +257,7 @@ def test_the_base_does_not_move_and_the_adapters_learn():
 
 def test_a_parameter_without_gradient_is_noticed(monkeypatch):
     model = fresh()
-    monkeypatch.setattr("star.finetune.step_gradients", lambda *args: 1.0)
+    monkeypatch.setattr("star.finetune.step_gradients", lambda *args: torch.tensor(1.0))
     with pytest.raises(AssertionError, match="got no gradient"):
         finetune(model, examples(), steps=1)
 
