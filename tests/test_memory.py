@@ -74,7 +74,7 @@ def test_what_training_keeps_is_what_autograd_saves(fields, length, dtype):
     c = add_lora(model, rank=4).config
     whole, inputs = saved(model, length), saved(model, length, recompute=True)
     adapters = sum(m.A.shape[0] for _, m in lora_modules(model)) * dtype.itemsize  # products that are left out
-    assert 0.95 < kept_bytes(c, dtype, False, length, cpu=True) / (whole - adapters) < 1.01
+    assert 0.95 < kept_bytes(c, dtype, False, length, cpu=True) / (whole - adapters) < 1.05
     if not c.windows:  # then all blocks are alike, and the backward pass holds one of them
         assert 0.85 < kept_bytes(c, dtype, True, length, cpu=True) / (inputs + whole / c.n_layers) < 1.1
     assert kept_bytes(c, dtype, True, length, cpu=True) < kept_bytes(c, dtype, False, length, cpu=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
+from kernels.cross_entropy import most_rows
 from star.cache import MOST_SLOTS, KVCache, keys_can_be_shared
 from star.config import StarConfig
 from star.decoder import Decoder, DecoderConfig
@@ -110,7 +111,7 @@ def training(model: Decoder, config: StarConfig, lengths: Lengths, max_new: int,
     micro = max(config.micro_tokens or (1024 if cpu else 8192), sequence)
     workers = torch.get_num_threads() if cpu else 1  # a CPU works on several micro-batches side by side
     tokens = min(workers * micro, config.batch_size * sequence)
-    logits = 3 * 4 * model.config.vocab * min(workers * 1024, tokens)
+    logits = 3 * 4 * model.config.vocab * min(workers * most_rows(model.config.vocab, cpu), tokens)
     return tokens * kept_bytes(model.config, model.dtype, config.recompute, sequence, cpu) + logits
 
 
@@ -124,13 +125,16 @@ def kept_bytes(c: DecoderConfig, dtype: torch.dtype, recompute: bool, length: in
     """
     size, wide = dtype.itemsize, max(dtype.itemsize, 4)  # norms and softmax work in float32 at least
     q, kv = c.n_heads * c.head_dim, c.n_kv * c.head_dim
-    norms = {"sandwich": 4, "parallel": 1}.get(c.block, 2)
-    block = c.d_model * (norms * wide + min(norms, 2) * size) + (4 if c.gated else 2) * c.d_ff * size
+    block = c.d_model * (size if c.block.startswith("parallel") else 2 * size) + (1 + c.gated) * c.d_ff * size
+    block += 2 * c.d_model * wide if c.block == "sandwich" else 0
     block += (q + kv) * wide if c.qk_norm and wide > size else 0
     scores = c.n_heads * length * (wide + (size if wide > size else 0) + (size if c.attn_cap else 0))
-    blocks = [block + (2 * (q + kv) * size + scores if keeps_scores(c, dtype, length, cpu, window) else
-                       (4 * q + 3 * kv) * size) for window in c.windows or [None] * c.n_layers]
-    return c.n_layers * c.d_model * size + max(blocks) if recompute else sum(blocks)
+    packed = c.n_heads * wide + ((q + 2 * kv) * size if c.qk_norm else 0)  # log-sum-exp; norms read the heads
+    packed += 0 if cpu or wide > size else (2 * q + kv) * size  # a GPU takes float32 run by run (kernels/packed)
+    blocks = [block + 2 * (q + kv) * size + (scores if keeps_scores(c, dtype, length, cpu, window) else packed)
+              for window in c.windows or [None] * c.n_layers]
+    ends = c.d_model * (wide + size) + (q + 2 * c.head_dim) * size  # last norm, its gradient, rows read, rope's tables
+    return ends + (c.n_layers * c.d_model * size + max(blocks) if recompute else sum(blocks))
 
 
 def keeps_scores(c: DecoderConfig, dtype: torch.dtype, length: int, cpu: bool, window: int | None) -> bool:
