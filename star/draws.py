@@ -9,7 +9,7 @@ import hashlib
 import torch
 from torch import Tensor
 
-SLICE = {False: 2**17, True: 2**23}  # numbers that stay in the cache of a CPU's core, of a GPU
+SLICE = {False: 2**19, True: 2**23}  # numbers whose few copies stay in the cache of a CPU, of a GPU
 TINY = 1e-30  # float32 rounds what is much smaller to 0, and logits over it to infinity
 
 

@@ -162,8 +162,7 @@ def merged(model: Decoder, twin: Decoder | None = None) -> Decoder:
         mine.bias = module.bias
         if isinstance(module, LoraLinear):
             if mine.weight.is_meta or mine.weight is module.weight:  # no buffer of its own yet
-                columns, rows = module.weight.shape  # stored transposed: a CPU's products of few rows are faster
-                mine.weight = nn.Parameter(module.weight.new_empty(rows, columns).t(), requires_grad=False)
+                mine.weight = nn.Parameter(torch.empty_like(module.weight), requires_grad=False)
             mine.weight.copy_(module.merged_weight())
         else:
             mine.weight = module.weight
