@@ -20,6 +20,7 @@ from star.decoder import Decoder
 from star.problem import Example
 
 EVEN = 0.85  # sequences share a run, padded to its longest, if they have at least this share of its length
+WIDE = 512  # models of this width on pad nothing: a pad costs more than one more call of the attention kernel
 
 
 class Packed(Context):
@@ -83,11 +84,11 @@ def batch_of_step(n: int, batch_size: int, step: int, seed: int) -> list[int]:
     return out
 
 
-def runs_of(lengths: Sequence[int]) -> list[tuple[int, int]]:
+def runs_of(lengths: Sequence[int], even: float = EVEN) -> list[tuple[int, int]]:
     """Lengths, longest first, as (how many, padded length): [70, 69, 57, 57, 18] -> [(2, 70), (2, 57), (1, 18)]."""
     runs: list[tuple[int, int]] = []
     for length in lengths:
-        if runs and length >= EVEN * runs[-1][1]:
+        if runs and length >= even * runs[-1][1]:
             runs[-1] = runs[-1][0] + 1, runs[-1][1]
         else:
             runs.append((1, length))
@@ -97,7 +98,7 @@ def runs_of(lengths: Sequence[int]) -> list[tuple[int, int]]:
 def micro_batches(examples: Sequence[Example], budget: int, device: torch.device) -> Iterator[Batch]:
     """As few rows of at most `budget` tokens as will do, of about equal size, the longest sequences in the first.
 
-    Pads count; one sequence may exceed the budget. Equal sizes let rows be worked on side by side.
+    Pads count; one sequence may exceed the budget.
     """
     ordered = sorted(examples, key=lambda e: -len(e.tokens))
     widths = [length for n, length in runs_of([len(e.tokens) for e in ordered]) for _ in range(n)]
@@ -110,19 +111,40 @@ def micro_batches(examples: Sequence[Example], budget: int, device: torch.device
         ordered, widths, rows = ordered[n:], widths[n:], rows - 1
 
 
-def pack(examples: Sequence[Example], device: torch.device) -> Batch:
+def dealt(examples: Sequence[Example], budget: int, device: torch.device, even: float = EVEN) -> list[Batch]:
+    """Rows as of `micro_batches`, in no order, but of as equal size as can be, and an even number of them if several.
+
+    So they can be worked on side by side: the longest sequence that is left goes to the shortest row.
+    """
+    ordered = sorted(examples, key=lambda e: -len(e.tokens))
+    widths = [length for n, length in runs_of([len(e.tokens) for e in ordered], even) for _ in range(n)]
+    n = -(-sum(widths) // budget)
+    while True:
+        n = min(n + n % 2 * (n > 1), len(ordered))
+        rows, sizes = [[] for _ in range(n)], [0] * n
+        for e, width in zip(ordered, widths, strict=True):
+            i = sizes.index(min(sizes))
+            rows[i].append(e)
+            sizes[i] += width
+        if n == len(ordered) or max(sizes) <= budget:
+            return [pack(row, device, even) for row in rows]
+        n += 1
+
+
+def pack(examples: Sequence[Example], device: torch.device, even: float = EVEN) -> Batch:
     """One row of these sequences, which must come longest first."""
     read = [range(e.n_prompt - 1, len(e.tokens) - 1) for e in examples]
-    return row_of([e.tokens for e in examples], read, [t for e in examples for t in e.tokens[e.n_prompt :]], device)
+    targets = [t for e in examples for t in e.tokens[e.n_prompt :]]
+    return row_of([e.tokens for e in examples], read, targets, device, even)
 
 
 def row_of(sequences: Sequence[Sequence[int]], read: Sequence[Sequence[int]], targets: list[int],
-           device: torch.device) -> Batch:
+           device: torch.device, even: float = EVEN) -> Batch:
     """Sequences of ids, the longest first, in one row. read: the places in each whose hidden states come out.
 
     The host does not wait until a GPU has the row.
     """
-    runs = runs_of([len(ids) for ids in sequences])
+    runs = runs_of([len(ids) for ids in sequences], even)
     tokens, positions, places, starts = [], [], [], [0]
     for ids, where, width in zip(sequences, read, (length for n, length in runs for _ in range(n)), strict=True):
         places += (starts[-1] + i for i in where)

@@ -7,13 +7,14 @@ import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import ROOT, random_decoder, stirred
 
 from kernels.cross_entropy import linear_cross_entropy
-from star.batch import batch_of_step, micro_batches, pack
+from star.batch import batch_of_step, dealt, micro_batches, pack
 from star.finetune import adamw_step, finetune, finetune_steps, fingerprint, lr_factor, step_gradients
 from star.lora import add_lora, trainable
 from star.problem import Example
@@ -70,6 +71,23 @@ def test_rows_keep_their_budget_and_lose_nothing():
             assert b.tokens.shape[1] <= budget or sum(count for count, _ in b.runs) == 1
     sizes = [b.tokens.shape[1] for b in micro_batches(examples(40), 200, torch.device("cpu"))]
     assert max(sizes) < 1.5 * min(sizes), "rows that are worked on side by side should be of about equal size"
+
+
+@pytest.mark.parametrize(("n", "budget"), [(1, 5), (12, 30), (40, 64), (40, 10_000), (7, 1), (9, 100)])
+@pytest.mark.parametrize("even", [0.85, 1.0])
+def test_rows_are_dealt_evenly(n, budget, even):
+    """For training: as equal as can be, within the budget, an even number of them; nothing lost, nothing twice."""
+    data = [replace(e, tokens=(*e.tokens[:-1], i)) for i, e in enumerate(examples(n))]
+    rows = dealt(data, budget, torch.device("cpu"), even)
+    longest = max(len(e.tokens) for e in data)
+    sizes = [b.tokens.shape[1] for b in rows]
+    learned = sorted(t for b in rows for t in b.targets.tolist())
+    assert learned == sorted(t for e in data for t in e.tokens[e.n_prompt :])
+    assert all(size <= budget for size in sizes) or len(rows) == n
+    assert max(sizes) - min(sizes) <= longest, "the shortest row got the last sequence"
+    assert len(rows) in (1, n) or len(rows) % 2 == 0
+    if even == 1.0:
+        assert sum(sizes) == sum(len(e.tokens) for e in data), "nothing is padded"
 
 
 @pytest.mark.parametrize(
