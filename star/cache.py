@@ -152,10 +152,10 @@ class KVCache:
         both = [] if other is None else [[t[:1, :, :length] for t in part] for part in (other.keys, other.values)]
         self.prefix, self.n_prefix = (Shared(*both),) if both else (), length
 
-    def move(self, rows: Tensor) -> None:
-        """Move these rows (n,) to the slots 0..n-1, in place: addresses stay."""
+    def move(self, rows: Tensor, slots: Tensor, used: int) -> None:
+        """Move the first `used` keys and values of these rows (n,) to other slots (n,), in place: addresses stay."""
         for t in [*self.keys, *self.values]:
-            t[: len(rows)] = t[rows]
+            t[slots, :, :used] = t[rows, :, :used]
 
 
 class Prefill(Context):

@@ -21,7 +21,7 @@ from star.problem import Completion
 from star.text import Stops
 
 POLL_EVERY = 8  # decode steps between looks at the flags, where a look makes the host wait for a device
-COMPACT = 0.75  # nothing waits and fewer rows than this share still run: they move together, the batch shrinks
+COMPACT = 0.95  # nothing waits and fewer rows than this share still run: they move together, the batch shrinks
 KEEP_ONCE = 2048  # keys that need not be read each step if samples look at one copy of their prompt: then it pays
 REFILL = 1 / 8  # wait until this share of the slots is free: prompts are prefilled a few at a time
 PREFILL_TOKENS = 8192  # of one prefill, padding counted (one prompt may exceed it)
@@ -87,12 +87,12 @@ class Slots:
         """Let go of the prefix, before another one is made."""
         self.cache.use_prefix(None)
 
-    def move(self, rows: list[int]) -> None:
-        """Move these rows to the first slots."""
-        at = torch.tensor(rows, dtype=torch.int64, device=self.last.device)
-        self.cache.move(at)
+    def move(self, rows: list[int], slots: list[int], used: int) -> None:
+        """Move these rows, with `used` keys of their own at most, to other slots, which are free."""
+        at, to = torch.tensor([rows, slots], dtype=torch.int64, device=self.last.device)
+        self.cache.move(at, to, used)
         for t in self.state:
-            t[: len(rows)] = t[at]
+            t[to] = t[at]
 
 
 @dataclass
@@ -277,12 +277,19 @@ class Schedule:
             yield row.index, Completion(tuple(tokens[:n]), tuple(logps[:n]), finish)
 
     def _compact(self) -> None:
-        """Where few rows still run, move them to the first slots, and decode only these from now on."""
-        rows = [b for b, row in enumerate(self.running) if row]
-        B = len(rows) if self.model.device.type == "cpu" else rung(len(rows))
-        if 0 < B < COMPACT * len(self.running):
-            self.slots.move(rows)
-            self.running = [self.running[b] for b in rows] + [None] * (B - len(rows))
+        """Where fewer rows still run, move the last of them to free slots among the first, and decode only these from
+        now on: of slots a - c d - - g, with four rows, g goes to the second.
+        """
+        n = sum(map(bool, self.running))
+        B = n if self.model.device.type == "cpu" else rung(n)
+        if n and B < COMPACT * len(self.running):
+            rows = [b for b in range(B, len(self.running)) if self.running[b]]
+            free = [b for b in range(B) if not self.running[b]][: len(rows)]
+            if rows:
+                self.slots.move(rows, free, self._keys_in_use())
+            for b, slot in zip(rows, free, strict=True):
+                self.running[slot] = self.running[b]
+            del self.running[B:]
             self.moved = True
 
 

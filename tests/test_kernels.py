@@ -7,8 +7,16 @@ import pytest
 import torch
 import torch.utils._python_dispatch
 
+import kernels.attention
 from kernels import packed
-from kernels.attention import attention, attention_reference, causal_attention
+from kernels.attention import (
+    attention,
+    attention_reference,
+    causal_attention,
+    join,
+    own_attention,
+    shared_attention,
+)
 from kernels.cross_entropy import linear_cross_entropy, linear_cross_entropy_reference, most_rows
 from kernels.gated import silu_gated, silu_gated_reference
 from kernels.lora import lora_linear, lora_linear_reference
@@ -60,6 +68,34 @@ def test_attention(fn, B, H, K, T, S, P, cap, alibi):
     mask = torch.where(seen, rand(H, 1, P + S) if alibi else torch.zeros((), **DOUBLE), -math.inf)
     args = (q, k, v, mask, 0.3, cap, prefix)
     torch.testing.assert_close(fn(*args), attention_by_loops(*args))
+
+
+@pytest.mark.parametrize("by_scores", [False, True], ids=["kernel", "scores"])
+@pytest.mark.parametrize(("H", "K", "T"), [(4, 2, 5), (6, 2, 1), (3, 3, 2), (5, 1, 3)])
+def test_attention_to_blocks_that_are_joined(monkeypatch, by_scores, H, K, T):
+    """Own keys, then those of two prompts of other lengths with three rows each, then a prefix: as all in one row."""
+    if by_scores:  # what a device without the kernel does
+        monkeypatch.setattr(kernels.attention, "has_flash", lambda *_: False)
+    torch.manual_seed(0)
+    q, k, v = rand(6, H, T, 5), rand(6, K, T, 5), rand(6, K, T, 5)
+    prefix, prompts, lengths = (rand(K, 7, 5), rand(K, 7, 5)), (rand(2, K, 4, 5), rand(2, K, 4, 5)), (4, 2)
+    pads = torch.zeros(2, 1, 1, 4, **DOUBLE)
+    pads[1, ..., lengths[1] :] = -math.inf
+    causal = torch.full((1, 1, T, T), -math.inf, **DOUBLE).triu(1)
+    for mask in (None, causal):
+        seen = own_attention(q, k, v, 0.4, mask)
+        seen = join(seen, shared_attention(q, *prompts, 0.4, pads))
+        found, total = join(seen, shared_attention(q, *(p[None] for p in prefix), 0.4))
+        for row in range(6):
+            n, u = lengths[row // 3], row // 3
+            before = [torch.cat([p, t[u, :, :n]], dim=1) for p, t in zip(prefix, prompts, strict=True)]
+            whole = torch.cat([torch.zeros(1, 1, T, 7 + n, **DOUBLE), causal], dim=-1)
+            one = slice(row, row + 1)
+            wanted = attention_reference(q[one], k[one], v[one], whole, 0.4, 0.0, before)
+            torch.testing.assert_close(found[one], wanted)
+            keys = torch.cat([before[0], k[row]], dim=1).repeat_interleave(H // K, dim=0)  # (H, S, 5)
+            scores = q[row] @ keys.transpose(1, 2) * 0.4 + whole[0]
+            torch.testing.assert_close(total[row], scores.logsumexp(-1), check_dtype=False, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(("H", "K", "T"), [(4, 2, 7), (3, 1, 5), (5, 5, 1)])
