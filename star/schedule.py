@@ -282,7 +282,7 @@ class Schedule:
         """
         n = sum(map(bool, self.running))
         B = n if self.model.device.type == "cpu" else rung(n)
-        if n and B < COMPACT * len(self.running):
+        if n and len(self.running) * COMPACT > B:
             rows = [b for b in range(B, len(self.running)) if self.running[b]]
             free = [b for b in range(B) if not self.running[b]][: len(rows)]
             if rows:
