@@ -20,7 +20,7 @@ from star.decoder import Decoder
 from star.problem import Example
 
 EVEN = 0.85  # sequences share a run, padded to its longest, if they have at least this share of its length
-WIDE = 512  # models of this width on pad nothing: a pad costs more than one more call of the attention kernel
+WIDE = 512  # in models of this width on, a pad costs more than one more call of the attention kernel
 
 
 class Packed(Context):
@@ -111,23 +111,22 @@ def micro_batches(examples: Sequence[Example], budget: int, device: torch.device
         ordered, widths, rows = ordered[n:], widths[n:], rows - 1
 
 
-def dealt(examples: Sequence[Example], budget: int, device: torch.device, even: float = EVEN) -> list[Batch]:
-    """Rows as of `micro_batches`, in no order, but of as equal size as can be, and an even number of them if several.
+def dealt(examples: Sequence[Example], budget: int, device: torch.device) -> list[Batch]:
+    """Rows of at most `budget` tokens without pads, as equal as can be, and an even number of them if several.
 
-    So they can be worked on side by side: the longest sequence that is left goes to the shortest row.
+    For wide models: rows are worked on side by side, and the longest sequence that is left goes to the shortest row.
     """
     ordered = sorted(examples, key=lambda e: -len(e.tokens))
-    widths = [length for n, length in runs_of([len(e.tokens) for e in ordered], even) for _ in range(n)]
-    n = -(-sum(widths) // budget)
+    n = -(-sum(len(e.tokens) for e in examples) // budget)
     while True:
         n = min(n + n % 2 * (n > 1), len(ordered))
         rows, sizes = [[] for _ in range(n)], [0] * n
-        for e, width in zip(ordered, widths, strict=True):
+        for e in ordered:
             i = sizes.index(min(sizes))
             rows[i].append(e)
-            sizes[i] += width
+            sizes[i] += len(e.tokens)
         if n == len(ordered) or max(sizes) <= budget:
-            return [pack(row, device, even) for row in rows]
+            return [pack(row, device, even=1.0) for row in rows]
         n += 1
 
 

@@ -17,7 +17,7 @@ import torch
 from torch.optim.adamw import adamw
 
 from kernels.cross_entropy import linear_cross_entropy
-from star.batch import EVEN, WIDE, Batch, batch_of_step, dealt
+from star.batch import WIDE, Batch, batch_of_step, dealt, micro_batches
 from star.decoder import Decoder
 from star.lora import trainable
 from star.problem import Example
@@ -89,7 +89,8 @@ def finetune_steps(
 
     def packed(step: int) -> tuple[list[Example], list[Batch]]:
         batch = [examples[i] for i in batch_of_step(len(examples), batch_size, step, seed)]
-        return batch, dealt(batch, micro_tokens, model.device, 1.0 if model.config.d_model >= WIDE else EVEN)
+        rows = dealt if model.config.d_model >= WIDE else micro_batches
+        return batch, list(rows(batch, micro_tokens, model.device))
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         ahead = packed(first)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kernels.lora import lora_linear
 from star.decoder import Decoder, Linear, Norm
 
+NARROW = 512  # inputs this small are kept for the backward pass: to make them again would cost more than they take
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv_proj", "gate_up_proj")
 
 
@@ -36,6 +37,8 @@ class LoraLinear(Linear):
             B.requires_grad_(rank > 0)
 
     def forward(self, x: Tensor, make: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        if make is not None and self.weight.shape[1] < NARROW:
+            x, make = make(x), None
         return lora_linear(x, self.weight, self.bias, self.A, list(self.B), self.scale, make, self.narrow())
 
     def narrow(self) -> list[Tensor] | None:

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import checkpoints
 import star.cache
+import star.lora
 import star.run.memory
 import star.sampler
 from kernels.cross_entropy import linear_cross_entropy
@@ -63,13 +64,16 @@ def saved(model, length, recompute=False):
     return sum(held.values()) / batch.tokens.numel()
 
 
+@pytest.mark.parametrize("narrow", [0, 10**9], ids=["made again", "kept"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize(
     ("fields", "length"),
     [(None, 90), (WIDE, 90), (WIDE | {"n_heads": 8, "qk_norm": True}, 20), (GEMMA, 20), (GEMMA, 90), (FALCON, 90),
      (WIDE | {"windows": (None, 40, None)}, 90)],
     ids=["tiny-adder", "wide", "qk norm", "gemma", "gemma long", "falcon", "windows"])  # fmt: skip
-def test_what_training_keeps_is_what_autograd_saves(fields, length, dtype):
+def test_what_training_keeps_is_what_autograd_saves(fields, length, dtype, narrow, monkeypatch):
+    for module in (star.lora, star.run.memory):
+        monkeypatch.setattr(module, "NARROW", narrow)
     model = random_decoder(dtype=dtype, **fields) if fields else checkpoints.load_model(SHIPPED, dtype=dtype)
     c = add_lora(model, rank=4).config
     whole, inputs = saved(model, length), saved(model, length, recompute=True)

@@ -13,7 +13,7 @@ from star.config import StarConfig
 from star.decoder import Decoder, DecoderConfig
 from star.device import free_memory
 from star.draws import SLICE
-from star.lora import linear_parts
+from star.lora import NARROW, linear_parts
 from star.schedule import PREFILL_TOKENS
 
 MICRO_TOKENS = (8192, 4096, 2048, 1024)  # trained on at a time on a GPU: fewer no longer fill it, more bring nothing
@@ -127,6 +127,10 @@ def kept_bytes(c: DecoderConfig, dtype: torch.dtype, recompute: bool, length: in
     q, kv = c.n_heads * c.head_dim, c.n_kv * c.head_dim
     block = c.d_model * (size if c.block.startswith("parallel") else 2 * size) + (1 + c.gated) * c.d_ff * size
     block += 2 * c.d_model * wide if c.block == "sandwich" else 0
+    if c.d_model < NARROW:  # what norms give, or in 16 bits that and what they read in float32 (star/lora)
+        block += 2 * c.d_model * wide
+    if c.d_ff < NARROW:
+        block += (1 + c.gated) * c.d_ff * size
     block += (q + kv) * wide if c.qk_norm and wide > size else 0
     scores = c.n_heads * length * (wide + (size if wide > size else 0) + (size if c.attn_cap else 0))
     packed = c.n_heads * wide + ((q + 2 * kv) * size if c.qk_norm else 0)  # log-sum-exp; norms read the heads
