@@ -1,7 +1,7 @@
 """Causal attention of sequences that stand one behind the other in one row, none of which sees another.
 
 Torch's own kernels do the work: on a CPU sequence by sequence, out of the packed row and into it; on a GPU in one call
-for all. What they save of it is once the output, which the next linear saves too, and nothing of another sequence.
+for all. For the backward pass they keep the inputs, and the output once: the very tensor that the next linear keeps.
 
 Dimensions: T tokens of the row, n sequences of a run, H query heads, K key heads, hd head size.
 """

@@ -125,7 +125,7 @@ def dealt(examples: Sequence[Example], budget: int, device: torch.device) -> lis
             i = sizes.index(min(sizes))
             rows[i].append(e)
             sizes[i] += len(e.tokens)
-        if n == len(ordered) or max(sizes) <= budget:
+        if n == len(ordered) or max(sizes) <= max(budget, len(ordered[0].tokens)):
             return [pack(row, device, even=1.0) for row in rows]
         n += 1
 

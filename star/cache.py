@@ -39,7 +39,11 @@ class Shared:
             self.mask = keys[0].new_zeros(pads.shape).masked_fill_(pads, float("-inf"))[:, None, None]
 
     def seat(self, slots: list[list[int]]) -> None:
-        """slots[u]: where the rows of prompt u run now. [[4, 0], [7]]: three rows; the second prompt has one."""
+        """slots[u]: where the rows of prompt u run now. [[4, 0], [7]]: three rows; the second prompt has one.
+
+        All prompts look for as many rows: `looking` is then [4, 0, 7, 0], and of what comes out `places` [0, 1, 2] go
+        to the slots [4, 0, 7].
+        """
         most = max(map(len, slots))  # a prompt with fewer rows looks for some row again, and that goes nowhere
         padded, device = [(s + [0] * most)[:most] for s in slots], self.keys[0].device
         self.looking = torch.tensor(padded, device=device).flatten()  # (U * most,)
@@ -47,7 +51,10 @@ class Shared:
         self.places = torch.tensor([u * most + i for u, s in enumerate(slots) for i in range(len(s))], device=device)
 
     def join(self, layer: int, q: Tensor, scale: float, own: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Attention of q (B, H, T, hd) and its log-sum-exp, after these keys have been added to what `own` saw."""
+        """Attention of q (B, H, T, hd) and its log-sum-exp, after these keys have been added to what `own` saw.
+
+        With seats, `own` is changed in place.
+        """
         keys, values = self.keys[layer], self.values[layer]
         if self.slots is None:
             return join(own, shared_attention(q, keys, values, scale))

@@ -76,7 +76,8 @@ def finetune_steps(
 
     state: a former `stats.state`; with the adapters as they were then, training goes on as if it had never stopped.
     warmup: steps over which lr rises; then constant (the paper, App. H) or linear to zero. micro_tokens: tokens that go
-    through the model at a time (default 1024 on a CPU, else 8192). recompute: less memory for a third more work.
+    through the model at a time (default 1024 on a CPU, else 8192; a run's plan lowers it where memory is short).
+    recompute: less memory for a third more work.
     """
     params = trainable(model)
     micro_tokens = micro_tokens or (1024 if model.device.type == "cpu" else 8192)
@@ -97,7 +98,7 @@ def finetune_steps(
         for step in range(first, steps):
             batch, rows = ahead
             loss = step_gradients(model, params, rows, recompute, pool)
-            ahead = packed(step + 1)  # while a GPU works: the next line waits for it
+            ahead = packed(step + 1) if step + 1 < steps else None  # while a GPU works: the next line waits for it
             loss = loss.item()
             if not math.isfinite(loss):
                 raise ValueError(f"the loss is {loss} at step {step + 1}: lower the learning rate (lr is {lr})")
@@ -167,7 +168,8 @@ def step_gradients(model: Decoder, params: dict, rows: Sequence[Batch], recomput
 def side_by_side(work: Callable, rows: Sequence[Batch], pool: ThreadPoolExecutor) -> Iterator[tuple]:
     """The results of work(row) in the order of the rows, some rows at a time with a share of the cores each.
 
-    So cores wait for each other once a step and not in every operation. A result more than that is held at most.
+    So cores wait for each other once a step and not in every operation. At most one finished result waits beside the
+    rows at work.
     """
     cores = torch.get_num_threads()
     workers = min(len(rows), cores)

@@ -55,6 +55,7 @@ class Sampler:
         self._version: tuple | None = None
         self._prefix: tuple[object, KVCache] | None = None  # what the last prefix was made of, and its cache
         self._slots: Slots | None = None  # of the last call
+        self._streams = 0  # that have begun and not ended
 
     def generate(self, prompts: Sequence[Sequence[int]], **options) -> list[Completion]:
         """Completions in the order of the prompts. Options are those of `stream`."""
@@ -98,11 +99,13 @@ class Sampler:
         length = max(len(p) + new for p, new in zip(prompts, options.max_new, strict=True))
         slots = self._take_slots(rows, length, most)
         schedule = Schedule(model, slots, rows, prompts, options)
+        self._streams += 1
         try:
             slots.start(model, shared, len(prefix), options)
             yield from schedule.run()
         finally:
             self._slots = slots
+            self._streams -= 1
             self.slot_steps, self.row_steps = self.slot_steps + schedule.slot_steps, self.row_steps + schedule.row_steps
             self.work += schedule.work
 
@@ -179,7 +182,7 @@ class Sampler:
         where it is long enough and no stream is looking at it."""
         key = (tuple(prefix), lora.version(self.model))
         if self._prefix is None or self._prefix[0] != key:
-            cache = self._prefix[1] if self._prefix and self._slots else None
+            cache = self._prefix[1] if self._prefix and not self._streams else None
             self._prefix = None  # the old one goes before the new one comes
             if self._slots is not None:
                 self._slots.leave_prefix()

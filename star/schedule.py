@@ -47,8 +47,8 @@ class Slots:
     """The slots on the device: cache, state and graphs of the decode step, at addresses that stay between calls.
 
     Slot b's row has `count` new tokens; the last is drawn, but not yet in the cache, which holds `cached` of its
-    tokens. It ends when count reaches `ends`: its limit, or where a stop id came. Rows that have ended, and free slots,
-    decode along, unseen.
+    tokens; `apart` tokens of its prompt are kept elsewhere, once for several rows (0: none). It ends when count reaches
+    `ends`: its limit, or where a stop id came. Rows that have ended, and free slots, decode along, unseen.
     """
 
     def __init__(self, model: Decoder, rows: int, length: int, most: int):
@@ -100,7 +100,7 @@ class _Row:
     """What the host knows of a running row without asking the device."""
 
     index: int  # of the prompt
-    length: int  # own tokens in the cache once the tokens drawn so far are in
+    length: int  # own tokens in the cache, as `cached`, once the tokens drawn so far are in
     source: tuple[Shared, int] | None = None  # prompts that are kept once, and which of them is this row's
     shown: int = 0  # tokens given to on_token
     searched: int = 0  # tokens known to hold no stop string

@@ -84,6 +84,8 @@ def test_rows_are_dealt_evenly(n, budget):
     assert learned == sorted(t for e in data for t in e.tokens[e.n_prompt :])
     assert all(size <= budget for size in sizes) or len(rows) == n
     assert max(sizes) - min(sizes) <= longest, "the shortest row got the last sequence"
+    long = [*data, Example((1,) * (budget + 50), 1)]  # one that exceeds the budget takes a row of its own
+    assert len(dealt(long, budget, torch.device("cpu"))) <= len(rows) + 2 + (budget + 50) // budget
     assert len(rows) in (1, n) or len(rows) % 2 == 0
     assert sum(sizes) == sum(len(e.tokens) for e in data), "nothing is padded"
 

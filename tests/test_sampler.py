@@ -630,6 +630,19 @@ def test_streams_side_by_side_and_half_a_stream(polls, first):
             assert dict(enumerate(sampler.generate(prompts, **options))) == alone[i]
 
 
+def test_a_prefix_is_not_overwritten_while_a_stream_looks_at_it():
+    """The last stream gave its slots back, but an earlier one still runs."""
+    model, prompts = random_decoder(seed=5), ragged(3, seed=4)
+    options = {"prefix": PREFIX, "max_new_tokens": [2, 20, 20]}
+    alone = Sampler(model, 2, 64).generate(prompts, **options)
+    sampler = Sampler(model, 2, 64)
+    stream = sampler.stream(prompts, **options)
+    found = dict([next(stream)])
+    sampler.generate([[1]], max_new_tokens=3)
+    sampler.generate([[1]], prefix=PREFIX[::-1], max_new_tokens=3)
+    assert found | dict(stream) == dict(enumerate(alone))
+
+
 @pytest.fixture
 def caches(monkeypatch):
     """Weak references to all caches that are made, without a garbage collector; and how many there were at most."""

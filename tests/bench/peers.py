@@ -77,16 +77,16 @@ class Bench:
                 torch.set_num_threads(args.one["threads"])
             print(json.dumps(workers[args.one["worker"]](args.one)))
             sys.exit(0)
+        try:
+            choose_device(args.device)
+        except ValueError as e:
+            fail(str(e))
         need(*packages, advice="; --alone measures this project only")
         folder = model or args.model or (checkpoints.SHIPPED if args.small else REAL)
         if not (folder / "config.json").is_file():
             fail(f"no model in {folder}; fetch one: python -m checkpoints.fetch smollm2-135m")
         if args.rounds < 1 or (args.threads is not None and args.threads < 1):
             fail(f"--rounds is {args.rounds} and --threads {args.threads}: both must be at least 1")
-        try:
-            choose_device(args.device)
-        except ValueError as e:
-            fail(str(e))
         self.common = {"model": str(folder), "device": args.device, "threads": args.threads, "small": args.small}
         self.facts = facts(args, packages)
         self.runs: list[dict] = []
