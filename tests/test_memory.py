@@ -333,10 +333,22 @@ def test_a_7b_on_a_gpu(monkeypatch):
     refused(refuse, fit(13)[1], 13 * 2**30, CUDA, StarConfig(), words=("smaller model",))
 
 
-def test_a_cpu_chooses_nothing(monkeypatch):
+def test_a_cpu_with_room_chooses_nothing(monkeypatch):
     model = checkpoints.outline(SHIPPED)
-    free_of(monkeypatch, 10**7)
+    free_of(monkeypatch, 10**9)
     assert fitted(model, StarConfig(), Lengths(24, 0), 68, 100, CPU)[::2] == (StarConfig(), [])
+
+
+def test_a_cpu_with_little_memory_takes_fewer_slots(monkeypatch):
+    """Half of what is free would be slots, and a prefill does not stand beside them."""
+    monkeypatch.setattr(star.run.memory, "free_memory", lambda _: 95 * 2**20)
+    model, lengths = checkpoints.outline(SHIPPED), Lengths(24, 0)
+    config, need, notes = fitted(model, StarConfig(), lengths, 68, 10**6, CPU)
+    assert config.slots == need.slots < memory(model, StarConfig(), lengths, 68, 10**6, CPU).slots
+    assert need.weights + need.adapters + need.copy + need.sampling <= 95 * 2**20
+    assert notes == [f"{config.slots} rows are sampled at a time: more do not fit into 95.0 MiB beside weights and "
+                     "copy"]
+    assert fitted(model, replace(config, slots=400), lengths, 68, 10**6, CPU)[0].slots == 400, "what was set stays"
 
 
 def test_sizes_for_people():

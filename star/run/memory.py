@@ -148,16 +148,16 @@ def keeps_scores(c: DecoderConfig, dtype: torch.dtype, length: int, cpu: bool, w
 
 def fitted(model: Decoder, config: StarConfig, lengths: Lengths, max_new: int, rows: int, device: torch.device
            ) -> tuple[StarConfig, Memory, list[str]]:
-    """(settings, what a run needs with them, notes): on a GPU, what nobody set is chosen so that it fits.
+    """(settings, what a run needs with them, notes): what nobody set is chosen so that it fits.
 
-    Tokens trained on at a time, so that a resumed run takes as many; and slots, where half of the memory that weights
-    leave does not stand beside the merged copy. What was set, and a CPU's settings, stay as they are.
+    Slots, where half of the memory that weights leave does not stand beside the merged copy and a prefill; on a GPU
+    also the tokens trained on at a time, so that a resumed run takes as many. What was set stays as it is.
     """
     def needs(**changed) -> Memory:
         return memory(model, replace(config, **changed), lengths, max_new, rows, device)
 
     free, need, notes = free_memory(device), needs(), []
-    if device.type == "cpu" or free is None:
+    if free is None:
         return config, need, notes
     room, slots, rungs = (1 - SPARE) * free, need.slots, MICRO_TOKENS
     while config.slots is None and slots > 1 and replace(need, training=0).most > room:
@@ -166,7 +166,7 @@ def fitted(model: Decoder, config: StarConfig, lengths: Lengths, max_new: int, r
     if slots < needs().slots:
         config = replace(config, slots=slots)
         notes.append(f"{slots} rows are sampled at a time: more do not fit into {size(free)} beside weights and copy")
-    if config.micro_tokens is None:
+    if config.micro_tokens is None and device.type != "cpu":
         tokens = next((n for n in rungs if replace(needs(micro_tokens=n), sampling=0).most <= room), rungs[-1])
         config = replace(config, micro_tokens=tokens)
         if tokens < rungs[0]:
@@ -187,7 +187,7 @@ def refuse(need: Memory, free: int | None, device: torch.device, config: StarCon
         (need.weights, f"take a smaller model{half}"),
         (need.weights + need.adapters, "lower --rank"),
         (held, "take --no-merge"),
-        (held + need.sampling, "lower --slots, or --max-new-tokens"),
+        (held + need.sampling, "lower --slots, or --max-new-tokens" if need.slots > 1 else "lower --max-new-tokens"),
         (held + need.training, "lower --micro-tokens" if config.recompute or large else "take --recompute"),
         (held + need.others, "take smaller --generators or a smaller --reward"),
     ):
