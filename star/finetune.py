@@ -5,6 +5,7 @@ and end only, and is normalised by the target tokens of the whole optimizer step
 It does not choose examples and does not reset adapters: star/loop does.
 """
 
+import contextlib
 import math
 import time
 from collections import deque
@@ -104,11 +105,9 @@ def finetune_steps(
                 raise ValueError(f"the loss is {loss} at step {step + 1}: lower the learning rate (lr is {lr})")
             for name, p in params.items():
                 assert p.grad is not None, f"{name} got no gradient"
-            cores = torch.get_num_threads()
-            torch.set_num_threads(1)  # little work: cores that wait for each other in it took up to 0.3 s a step
-            torch.nn.utils.clip_grad_norm_(params.values(), clip)
-            adamw_step(list(params.values()), moments, step, lr * lr_factor(step, steps, warmup, schedule), beta2)
-            torch.set_num_threads(cores)
+            with one_thread():
+                torch.nn.utils.clip_grad_norm_(params.values(), clip)
+                adamw_step(list(params.values()), moments, step, lr * lr_factor(step, steps, warmup, schedule), beta2)
             stats.losses.append(loss)
             stats.target_tokens += sum(len(e.tokens) - e.n_prompt for e in batch)
             stats.tokens += sum(len(e.tokens) for e in batch)
@@ -116,6 +115,17 @@ def finetune_steps(
             stats.state = {"step": step + 1, "moments": moments}
             yield stats
     assert torch.equal(frozen, fingerprint(model)), "training changed a frozen weight"
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """For an optimizer's little work: cores that waited for each other in it took up to 0.3 s a step."""
+    cores = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(cores)
 
 
 @torch.no_grad()

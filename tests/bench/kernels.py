@@ -44,13 +44,12 @@ def there_and_back(f, *args):
     out.backward(torch.ones_like(out))
 
 
-def decode_case(rows, heads, kv, size, own, prefix):
-    """(attention, its twin) of one decode step: rows with `own` keys each behind a shared prefix."""
+def decode_case(rows, heads, kv, size, own):
+    """(attention, its twin) of one decode step: rows with `own` keys each."""
     q, k, v = torch.randn(rows, heads, 1, size), torch.randn(rows, kv, own, size), torch.randn(rows, kv, own, size)
-    shared = (torch.randn(kv, prefix, size), torch.randn(kv, prefix, size)) if prefix else None
-    args = (q, k, v, torch.zeros(rows, heads, 1, prefix + own), size**-0.5, 0.0, shared)
+    args = (q, k, v, torch.zeros(rows, heads, 1, own), size**-0.5)
     keys = 2 * 4 * kv * size
-    return lambda: attention_reference(*args), lambda: attention(*args), 0, keys * (rows * own + prefix)
+    return lambda: attention_reference(*args), lambda: attention(*args), 0, keys * rows * own
 
 
 def behind_case(rows, queries, heads, kv, size, own, prefix):
@@ -110,7 +109,7 @@ def norm_case(rows, width):
 
 
 CASES = {
-    "decode attention, 512 x 60 keys": (decode_case, (512, 4, 2, 32, 60, 0), 20),
+    "decode attention, 512 x 60 keys": (decode_case, (512, 4, 2, 32, 60), 20),
     "decode attention, 64 x 60 keys behind 768": (behind_case, (64, 1, 9, 3, 64, 60, 768), 10),
     "decode attention, 128 x 60 keys behind 768": (behind_case, (128, 1, 9, 3, 64, 60, 768), 5),
     "prefill attention, 64 x 40 behind 768": (behind_case, (64, 40, 9, 3, 64, 40, 768), 1),

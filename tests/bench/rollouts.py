@@ -11,7 +11,7 @@ beyond a row's length is not counted.
 transformers runs twice. As users call it: whole prompts, padded on the left, 8 rows at a time as they come (of every
 fourth batch only: it is slow), num_return_sequences for samples. At its best: rows sorted by lengths that nobody could
 know in advance, the prefix (or a prompt with several samples) computed once into a cache that each batch expands, and
-the batch size and dtype that a trial finds fastest. Its continuous batching was slower on a CPU and is left out, as is
+the batch size and dtype that a trial finds fastest. Its continuous batching was not tried against that; left out is
 torch.compile. On CUDA each side does its work twice, and the second time counts.
 
 floor: multiplications by every weight and key that the work needs, at the rate of a large matrix product; with --phases
