@@ -8,35 +8,37 @@ a run would stand on; --help lists the settings, and with --task NAME that task'
 import os
 import signal
 
-if __name__ == "__main__":  # Ctrl-C while torch is imported; `command` puts Python's own handler back
+if __name__ == "__main__":  # Ctrl-C while torch is imported; `command` has another handler
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 import contextlib
 import sys
-
-import torch
+from shlex import quote
 
 import checkpoints
 from star.config import StarConfig
-from star.device import failure
+from star.device import failure, out_of_memory
 from star.loop import NothingSolved, State, star
 from star.problem import Finished
 from star.run.board import Board, summary_writer
 from star.run.diagnosis import nothing_solved
-from star.run.flags import FULL, Flags, command, interrupted, read_flags
+from star.run.flags import FULL, Flags, command, read_flags
 from star.run.folder import Run, facts
 from star.run.plan import build, check, make_plan, opening
 from star.run.plots import curves
 from star.run.progress import Progress, summary, weak
 from star.run.rates import Meter
 from star.run.report import Report
+from star.run.signals import Stopped, stop
 
-FREE_ON_RESUME = ("iterations", "device", "slots", "micro_tokens")  # settings that a run may change half-way
+FREE_ON_RESUME = ("iterations", "device", "slots", "micro_tokens", "save_every")  # settings that may change half-way
 
 
 @command
 def main(argv: list[str]) -> None:
     flags, _ = read_flags(argv, __doc__)
+    if flags.extend is not None and not flags.resume:
+        raise ValueError("--extend adds iterations to a run: name it by --resume")
     if flags.check:
         if flags.out or flags.resume:
             raise ValueError("--check starts no run: leave out --out and --resume")
@@ -47,16 +49,19 @@ def main(argv: list[str]) -> None:
     config, options = (run.config, run.options) if run else (StarConfig(**flags.settings), flags.options)
     plan = make_plan(config, options)
     config, sampler = plan.config, build(plan)
+    here = facts(sampler.model, sampler.slots)
     if run is None:  # only now: what cannot start leaves no folder behind
-        run = Run.create(flags.out, config, options, facts(sampler.model, sampler.slots))
-    elif state.iteration > 0:
-        checkpoints.load_adapter(sampler.model, run.adapter(state.iteration))
+        run, notes = Run.create(flags.out, config, options, here), []
+    else:
+        notes = [f"note    {note}" for note in run.goes_on(here)]
+        if state.iteration > 0:
+            checkpoints.load_adapter(sampler.model, run.adapter(state.iteration))
     run.meter = Meter(sampler)
-    print("\n".join([*opening(plan, sampler), f"rates   {run.meter}", f"run     {run.folder}\n"]), flush=True)
+    print("\n".join([*opening(plan, sampler), *notes, f"rates   {run.meter}", f"run     {run.folder}\n"]), flush=True)
 
     report = Report(run, plan.task, plan.tokenizer)
     board = Board(writer, run.folder, run.iteration) if writer else contextlib.nullcontext()
-    with contextlib.closing(Progress(plan, flags.show)) as progress, board:
+    with contextlib.closing(run), contextlib.closing(Progress(plan, flags.show)) as progress, board:
         for metrics in run.metrics():
             progress.row(metrics, None)
         try:
@@ -70,11 +75,11 @@ def main(argv: list[str]) -> None:
                     shown(report)
                     if sum(run.timings["seconds"].values()) > 30:
                         draw(run)  # half a second: not for iterations that take little more
-        except (KeyboardInterrupt, RuntimeError) as e:
-            on = f"in {run.where}; go on with: python train.py --resume {run.folder}"
-            if interrupted(e):
-                raise KeyboardInterrupt(on) from None
-            if (said := FULL if isinstance(e, torch.OutOfMemoryError) else failure(e)) is None:
+        except (KeyboardInterrupt, RuntimeError, MemoryError, OSError) as e:
+            on = f"in {run.where}; go on with: python train.py --resume {quote(str(run.folder))}"
+            if stopped := stop(e):
+                raise Stopped(stopped.number, on) from None
+            if (said := FULL if out_of_memory(e) else str(e) if isinstance(e, OSError) else failure(e)) is None:
                 raise
             raise OSError(f"{said} ({on})") from None
         except ValueError as e:
@@ -89,20 +94,34 @@ def main(argv: list[str]) -> None:
 
 def resumed(flags: Flags) -> tuple[Run, State, list]:
     """The run in a folder, where it stands, and what it had already sampled. ValueError for one that has finished."""
-    fixed = ["--" + k.replace("_", "-") for k in sorted(set(flags.settings) - set(FREE_ON_RESUME))]
-    fixed += ["--out"] * bool(flags.out)
-    if fixed:
-        raise ValueError(f"--resume keeps the run's settings: leave out {', '.join(fixed)}; only "
-                         f"{', '.join('--' + name.replace('_', '-') for name in FREE_ON_RESUME)} may change")
-    run, state, given = Run.resume(flags.resume, **flags.settings)
+    began, keeps = Run.open(flags.resume).config, "--resume keeps the run's settings"
+    if flags.out:
+        raise ValueError(f"{keeps}, and its folder: leave out --out")
+    flag = {name: "--" + name.replace("_", "-") for name in [*flags.settings, *FREE_ON_RESUME]}
+    other = [f"{flag[name]} is {value}, and the run was begun with {getattr(began, name)}"
+             for name, value in flags.settings.items() if name not in FREE_ON_RESUME and value != getattr(began, name)]
+    if other:
+        raise ValueError(f"{keeps}: {'; '.join(other)}; only {', '.join(flag[n] for n in FREE_ON_RESUME)} may change")
+    changed = {name: flags.settings[name] for name in FREE_ON_RESUME if name in flags.settings}
+    run, state, given = Run.resume(flags.resume, **changed | more_iterations(flags, began))
     if run.learns != "rationales":
         raise ValueError(f"{flags.resume} is a baseline: go on with python -m star.experiments.baseline --resume")
     if state.done(run.config):
         early = state.iteration < run.config.iterations
         raise ValueError(f"{flags.resume} has finished its {state.iteration} iterations"
                          + (", out of --patience; to go on, start a run with more --patience" if early else
-                            "; to go on, raise --iterations"))
+                            "; to go on, --extend it"))
     return run, state, given
+
+
+def more_iterations(flags: Flags, began: StarConfig) -> dict[str, int]:
+    """--extend, as a setting."""
+    if flags.extend is None:
+        return {}
+    if "iterations" in flags.settings or flags.extend < 1:
+        raise ValueError(f"--extend is {flags.extend}; it adds at least 1 to the iterations of a run: give it, or "
+                         "--iterations")
+    return {"iterations": began.iterations + flags.extend}
 
 
 def shown(report: Report) -> None:

@@ -87,6 +87,8 @@ class StarConfig:
     beta2: float = setting(0.99, "AdamW's second-moment decay", low=0.0, high=0.99999)
     rank: int = setting(16, "rank of the adapters", low=1, high=65_536)
     alpha: float = setting(32.0, "adapter scale is alpha / rank", low=1e-9, high=10**6)
+    save_every: int | None = setting(None, "optimizer steps from one save of a training to the next (default: so many "
+                                     "that saving takes a fiftieth of the time)", low=1)
     # what is measured
     heldout_problems: int | None = setting(None, "held-out problems to evaluate on, the same in any run (default: all)",
                                            low=1)

@@ -3,6 +3,7 @@
 Serves whoever allocates (star/cache, star/run). It allocates nothing itself.
 """
 
+import gc
 import os
 from pathlib import Path
 
@@ -57,6 +58,20 @@ def failure(e: RuntimeError) -> str | None:
     if isinstance(e, torch.AcceleratorError) or str(e).startswith(("CUDA error", "CUDA driver error")):
         return f"the device failed ({first_line(e)}): look at it with nvidia-smi"
     return None
+
+
+def out_of_memory(e: BaseException) -> bool:
+    """Did the device, or the CPU's memory, have no room for a tensor?"""
+    said = str(e).lower()
+    return isinstance(e, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(e, RuntimeError) and ("can't allocate memory" in said or "not enough memory" in said))
+
+
+def let_go(device: torch.device) -> None:
+    """Give back what the device's allocator holds and nobody uses."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def first_line(e: BaseException) -> str:

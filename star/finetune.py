@@ -20,8 +20,11 @@ from torch.optim.adamw import adamw
 from kernels.cross_entropy import linear_cross_entropy
 from star.batch import WIDE, Batch, batch_of_step, dealt, micro_batches
 from star.decoder import Decoder
+from star.device import let_go, out_of_memory
 from star.lora import trainable
 from star.problem import Example
+
+SKIPS = 3  # steps in a row without a finite gradient that end a training
 
 
 @dataclass
@@ -32,7 +35,15 @@ class FinetuneStats:
     target_tokens: int = 0
     tokens: int = 0  # prompts included, padding not
     seconds: float = 0.0
+    skipped: list[int] = field(default_factory=list)  # steps whose loss or gradient was not finite: nothing was learned
+    lowered: int | None = None  # tokens that go through the model at a time since memory ran out
     state: dict[str, Any] = field(default_factory=dict)  # where to go on: {"step": steps done, "moments": AdamW's}
+
+    def count(self, loss: float, batch: Sequence[Example], seconds: float) -> None:
+        self.losses.append(loss)
+        self.target_tokens += sum(len(e.tokens) - e.n_prompt for e in batch)
+        self.tokens += sum(len(e.tokens) for e in batch)
+        self.seconds = seconds
 
 
 def finetune(
@@ -48,7 +59,8 @@ def finetune(
 ) -> FinetuneStats:
     """Train the model's adapters for `steps` optimizer steps of batch_size examples, reshuffled when they run out.
 
-    on_step(step, loss) after each; options as in `finetune_steps`. Raises ValueError for what cannot be trained.
+    on_step(step, loss) after each; options as in `finetune_steps`. Raises ValueError for what cannot be trained, and
+    for a loss or gradient that is not finite three times in a row; once, its step is left out.
     """
     stats = FinetuneStats(state=state or {})
     for stats in finetune_steps(model, examples, steps, lr, batch_size, seed, state, **options):
@@ -72,22 +84,23 @@ def finetune_steps(
     clip: float = 1.0,
     micro_tokens: int | None = None,
     recompute: bool = False,
+    stats: FinetuneStats | None = None,
 ) -> Iterator[FinetuneStats]:
     """`finetune` as a generator: the same stats object after every step, so that a caller can watch, save or stop.
 
     state: a former `stats.state`; with the adapters as they were then, training goes on as if it had never stopped.
     warmup: steps over which lr rises; then constant (the paper, App. H) or linear to zero. micro_tokens: tokens that go
-    through the model at a time (default 1024 on a CPU, else 8192; a run's plan lowers it where memory is short).
-    recompute: less memory for a third more work.
+    through the model at a time (default 1024 on a CPU, else 8192; a run's plan lowers it where memory is short, and
+    where a step finds none it is halved from there on). recompute: less memory for a third more work. stats: those of
+    the steps before, which go on counting.
     """
     params = trainable(model)
-    micro_tokens = micro_tokens or (1024 if model.device.type == "cpu" else 8192)
+    stats = stats or FinetuneStats()
+    micro_tokens = stats.lowered or micro_tokens or (1024 if model.device.type == "cpu" else 8192)
     _check(model, examples, params, steps, batch_size)
-    moments = state["moments"] if state else [[torch.zeros_like(p) for p in params.values()] for _ in range(2)]
-    frozen = fingerprint(model)
-    stats = FinetuneStats()
-    began = time.perf_counter()
-    first = state["step"] if state else 0
+    first, frozen, began = state["step"] if state else 0, fingerprint(model), time.perf_counter() - stats.seconds
+    moments = [[torch.zeros_like(p) for p in params.values()] for _ in range(2)] if not state else [
+        [t.to(p) for t, p in zip(part, params.values(), strict=True)] for part in state["moments"]]
 
     def packed(step: int) -> tuple[list[Example], list[Batch]]:
         batch = [examples[i] for i in batch_of_step(len(examples), batch_size, step, seed)]
@@ -95,26 +108,44 @@ def finetune_steps(
         return batch, list(rows(batch, micro_tokens, model.device))
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        ahead = packed(first)
+        ahead = packed(first) if first < steps else None
         for step in range(first, steps):
             batch, rows = ahead
-            loss = step_gradients(model, params, rows, recompute, pool)
+            while (loss := gradients_if_they_fit(model, params, rows, recompute, pool)) is None:
+                stats.lowered = micro_tokens = max(1, min(micro_tokens, max(b.tokens.numel() for b in rows)) // 2)
+                rows = packed(step)[1]
             ahead = packed(step + 1) if step + 1 < steps else None  # while a GPU works: the next line waits for it
             loss = loss.item()
-            if not math.isfinite(loss):
-                raise ValueError(f"the loss is {loss} at step {step + 1}: lower the learning rate (lr is {lr})")
             for name, p in params.items():
                 assert p.grad is not None, f"{name} got no gradient"
-            with one_thread():
-                torch.nn.utils.clip_grad_norm_(params.values(), clip)
-                adamw_step(list(params.values()), moments, step, lr * lr_factor(step, steps, warmup, schedule), beta2)
-            stats.losses.append(loss)
-            stats.target_tokens += sum(len(e.tokens) - e.n_prompt for e in batch)
-            stats.tokens += sum(len(e.tokens) for e in batch)
-            stats.seconds = time.perf_counter() - began
+            rate = lr * lr_factor(step, steps, warmup, schedule)
+            if not learned(params, moments, step, rate, beta2, clip, loss):
+                leave_out(step, params, stats, f"loss {loss:g}, learning rate {rate:g}, {model.dtype}")
+            stats.count(loss, batch, time.perf_counter() - began)
             stats.state = {"step": step + 1, "moments": moments}
             yield stats
     assert torch.equal(frozen, fingerprint(model)), "training changed a frozen weight"
+
+
+def learned(params: dict, moments: Sequence[list[torch.Tensor]], step: int, lr: float, beta2: float, clip: float,
+            loss: float) -> bool:
+    """Step by the gradients, cut to the norm `clip`; not where they or the loss are not finite."""
+    with one_thread():
+        norm = torch.nn.utils.clip_grad_norm_(params.values(), clip)
+        finite = math.isfinite(loss) and math.isfinite(norm.item())
+        if finite:
+            adamw_step(list(params.values()), moments, step, lr, beta2)
+    return finite
+
+
+def leave_out(step: int, params: dict, stats: FinetuneStats, what: str) -> None:
+    """Learn nothing from a step. ValueError the third time in a row: it will not become better."""
+    for p in params.values():
+        p.grad = None
+    stats.skipped.append(step)
+    if stats.skipped[-SKIPS:] == list(range(step - SKIPS + 1, step + 1)):
+        raise ValueError(f"loss or gradient was not finite in {SKIPS} steps in a row, the last of them step {step + 1} "
+                         f"({what.replace('torch.', '')}): lower --lr, raise --warmup, or take --dtype float32")
 
 
 @contextlib.contextmanager
@@ -148,6 +179,20 @@ def lr_factor(step: int, steps: int, warmup: int, schedule: str) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 1.0 if schedule == "constant" else (steps - step) / (steps - warmup)
+
+
+def gradients_if_they_fit(model: Decoder, params: dict, rows: Sequence[Batch], recompute: bool,
+                          pool: ThreadPoolExecutor) -> torch.Tensor | None:
+    """`step_gradients`; None where memory ran out and smaller rows can be made of these."""
+    try:
+        return step_gradients(model, params, rows, recompute, pool)
+    except (RuntimeError, MemoryError) as e:
+        if not out_of_memory(e) or all(len(b.starts) == 2 for b in rows):  # each a single sequence
+            raise
+    for p in params.values():
+        p.grad = None
+    let_go(model.device)  # not in the handler, where the error still holds what it was raised in
+    return None
 
 
 def step_gradients(model: Decoder, params: dict, rows: Sequence[Batch], recompute: bool, pool: ThreadPoolExecutor

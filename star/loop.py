@@ -16,8 +16,11 @@ generations that a stopped run had already made, and makes only those that are m
 and no progress bar. How a rationale is sampled and judged is star/rollout, how adapters are trained star/finetune.
 """
 
+import math
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from star import lora, prompts
 from star.config import StarConfig
@@ -33,7 +36,7 @@ from star.evaluate import (
 )
 from star.finetune import FinetuneStats, finetune_steps
 from star.pool import Pool, agreement, by_source
-from star.problem import Event, Example, Finished, Generation, Phase, Problem, Tick
+from star.problem import Event, Example, Finished, Generation, Note, Phase, Problem, Step, Tick
 from star.rollout import Rollout
 from star.sampler import Sampler
 from star.select import choose_heldout, passes, select, set_aside
@@ -49,11 +52,20 @@ class NothingSolved(ValueError):
 
 
 @dataclass(frozen=True)
+class Training:
+    """A training that was stopped: adapters by name (star/lora.trainable), what it had done, and AdamW's moments."""
+
+    adapters: dict[str, Tensor]
+    stats: FinetuneStats
+
+
+@dataclass(frozen=True)
 class State:
     """Where a run stands: the last iteration that is finished. 0 is the base's evaluation, -1 is before it."""
 
     iteration: int = -1
     validation: dict[int, float] = field(default_factory=dict)  # iteration -> mean accuracy, of those that are finished
+    training: Training | None = None  # of the next iteration, if it had begun
 
     @property
     def best(self) -> int | None:
@@ -109,7 +121,7 @@ def star(sampler: Sampler, tokenizer, task: Task, config: StarConfig, state: Sta
         examples = [prompts.example(task, by_id[g.problem], tokenizer, g.tokens, config.few_shot_train) for g in chosen]
         if config.start == "base":
             lora.reset(model, seed_of(config.seed, n, "adapters"))
-        stats = yield from train_adapters(sampler, examples, config, n)
+        stats = yield from train_adapters(sampler, examples, config, n, state.training)
 
         state, scores = yield from measure(rollout, pool, state, n, validation, heldout)
         said = counts(tried, retried) | pooled(pool, made[: len(tried)], made, kept, chosen)
@@ -137,26 +149,36 @@ def until_enough(rollout: Rollout, n: int, problems: Sequence[Problem]
     return tried, retried
 
 
-def train_adapters(sampler: Sampler, examples: list[Example], config: StarConfig, n: int
-                   ) -> Generator[Event, None, FinetuneStats]:
-    """Line 7: fine-tune the adapters on this iteration's examples."""
-    steps, before = config.steps(n, len(examples)), 0
+def train_adapters(sampler: Sampler, examples: list[Example], config: StarConfig, n: int,
+                   begun: Training | None = None) -> Generator[Event, None, FinetuneStats]:
+    """Line 7: fine-tune the adapters on this iteration's examples, or go on with a training that was stopped."""
+    steps, stats = config.steps(n, len(examples)), FinetuneStats()
     yield Phase(n, "train", steps)
     sampler.release()  # training may need the memory of the cache
-    for stats in finetune_steps(
+    if begun is not None:
+        stats = begun.stats
+        lora.put(sampler.model, begun.adapters)
+    for _ in stats.losses:
+        yield Tick(0)
+    tokens, lowered = stats.tokens, stats.lowered
+    going = finetune_steps(
         sampler.model, examples, steps, config.lr, config.batch_size, seed_of(config.seed, n, "batches"),
-        warmup=config.warmup, schedule=config.schedule, beta2=config.beta2, micro_tokens=config.micro_tokens,
-        recompute=config.recompute,
-    ):
-        yield Tick(stats.tokens - before)
-        before = stats.tokens
+        stats.state or None, warmup=config.warmup, schedule=config.schedule, beta2=config.beta2,
+        micro_tokens=config.micro_tokens, recompute=config.recompute, stats=stats)
+    for _ in going:
+        if stats.lowered != lowered:
+            yield Note(f"iteration {n}, step {len(stats.losses)}: memory ran out; from here on {stats.lowered} tokens "
+                       "are trained on at a time")
+        yield Step(n, stats.tokens - tokens, stats, len(stats.losses) == steps)
+        tokens, lowered = stats.tokens, stats.lowered
     return stats
 
 
 def trained(examples: list[Example], stats: FinetuneStats) -> dict:
     """What an iteration's metrics say of its training."""
-    return {"examples": len(examples), "steps": len(stats.losses), "loss": stats.losses[-1],
-            "target_tokens": stats.target_tokens, "trained_tokens": stats.tokens}
+    finite = [loss for loss in stats.losses if math.isfinite(loss)]
+    return {"examples": len(examples), "steps": len(stats.losses), "loss": finite[-1] if finite else None,
+            "skipped_steps": len(stats.skipped), "target_tokens": stats.target_tokens, "trained_tokens": stats.tokens}
 
 
 def pooled(pool: Pool, tried: Sequence[Generation], made: Sequence[Generation], kept: Sequence[Generation],

@@ -141,6 +141,16 @@ def reset(model: Decoder, seed: int = 0) -> None:
             B.zero_()
 
 
+@torch.no_grad()
+def put(model: Decoder, values: dict[str, Tensor]) -> None:
+    """Set the adapters to these values, by the names of `trainable`. ValueError for others, or for other shapes."""
+    params = trainable(model)
+    if {name: t.shape for name, t in values.items()} != {name: p.shape for name, p in params.items()}:
+        raise ValueError("these adapters were made for another model, or another rank")
+    for name, p in params.items():
+        p.copy_(values[name])
+
+
 def version(model: Decoder) -> tuple[tuple[int, int], ...]:
     """Changes whenever an adapter tensor is written in place or replaced: torch counts the writes.
 

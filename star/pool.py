@@ -140,16 +140,17 @@ class Pool:
         judge, by_id = self.judge(), {p.id: p for p in problems}
         pairs = {g.key: judge_pair(judge, home.task, by_id[g.problem], g.text) for g in waiting}
         rated: dict[tuple[str, str], tuple[float, ...] | None] = {}
+        done: dict[tuple, Generation] = {}
         for start in range(0, len(waiting), RATED):  # equal texts are rated once
             part = waiting[start : start + RATED]
             new = [pair for pair in dict.fromkeys(pairs[g.key] for g in part) if pair not in rated]
             rated |= zip(new, judge.rate(new), strict=True)
             for _ in part:
                 yield Tick(0)
-        done = {g.key: scored(g, judge, rated[pairs[g.key]]) for g in waiting}
-        changed = [g for g in done.values() if g.scores is not None]
-        if changed:
-            yield Scored(changed)
+            named = {g.key: scored(g, judge, rated[pairs[g.key]]) for g in part}
+            done |= named
+            if changed := [g for g in named.values() if g.scores is not None]:
+                yield Scored(changed)
         return [done.get(g.key, g) for g in generations]
 
 

@@ -5,6 +5,7 @@ whoever watches it are events.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 # In the order of an iteration. "rationalize" alone sees the answer as a hint; "judge" scores what was generated.
 PHASES = ("generate", "rationalize", "judge", "train", "validate", "evaluate", "pass at k")
@@ -106,9 +107,28 @@ class Phase:
 
 @dataclass(frozen=True)
 class Tick:
-    """Event: one more problem or step of the phase is done; `tokens` were sampled or trained on for it."""
+    """Event: one more problem of the phase is done; `tokens` were sampled for it."""
 
     tokens: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """Event: an optimizer step is done; `tokens` were trained on for it. `stats` (star/finetune) and the model's
+    adapters are what training goes on from: both live, and to be written down before the next event, or not at all.
+    """
+
+    iteration: int
+    tokens: int
+    stats: Any
+    last: bool  # training is over
+
+
+@dataclass(frozen=True)
+class Note:
+    """Event: the machine made a difference that its user should know of, in one line; the run goes on."""
+
+    text: str
 
 
 @dataclass(frozen=True)
@@ -124,7 +144,8 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Scored:
-    """Event: generations of chunks before, now with a judge's scores: they take the place of what was written down."""
+    """Event: generations of chunks before, now with a judge's scores: they take the place of what was written down.
+    Those of a phase may come in several parts."""
 
     generations: list[Generation]
 
@@ -138,4 +159,4 @@ class Finished:
     done: bool = False  # nothing follows
 
 
-Event = Phase | Tick | Chunk | Scored | Finished
+Event = Phase | Tick | Step | Note | Chunk | Scored | Finished

@@ -4,13 +4,14 @@ It takes its sampler and tokenizer, so that several models can each have one (st
 nothing and writes nothing: star/loop does, and whoever listens to its events.
 """
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 
 from star import prompts
 from star.config import StarConfig
+from star.device import out_of_memory
 from star.draws import seed_of
 from star.evaluate import verdict
-from star.problem import STUDENT, Chunk, Completion, Event, Generation, Phase, Problem, Tick
+from star.problem import STUDENT, Chunk, Completion, Event, Generation, Note, Phase, Problem, Tick
 from star.sampler import Sampler
 from star.tasks import Task, ask
 
@@ -65,7 +66,8 @@ class Rollout:
         keys = [(n, phase, p.id, k, self.source) for p in problems for k in range(samples)]
         order = sorted(range(len(keys)), key=lambda i: len(rest[i // samples]))
         done: dict[int, Generation] = {}
-        size = CHUNK * self.sampler.slots
+        slots = self.sampler.slots
+        size = CHUNK * slots
         for start in range(0, len(order), size):  # chunks do not depend on what is given
             chunk = order[start : start + size]
             for i in chunk:
@@ -73,18 +75,38 @@ class Rollout:
                     done[i] = self.given[keys[i]]
                     yield Tick(0)
             missing = [i for i in chunk if i not in done]
-            seeds = [self.seed(*keys[i]) for i in missing]
-            for j, completion in self.sampler.stream(
+            for j, completion in self._completions(
                 [rest[i // samples] for i in missing], prefix=prefix,
                 max_new_tokens=self.config.max_new_tokens or self.task.max_new_tokens, temperature=temperature,
-                top_k=top_k, top_p=top_p, seeds=seeds, stop_ids=self.tokenizer.eos_ids, stop=self.task.stop,
+                top_k=top_k, top_p=top_p, seeds=[self.seed(*keys[i]) for i in missing],
+                stop_ids=self.tokenizer.eos_ids, stop=self.task.stop,
             ):
                 i = missing[j]
-                done[i] = self.verify(keys[i], problems[i // samples], completion, seeds[j])
+                done[i] = self.verify(keys[i], problems[i // samples], completion, self.seed(*keys[i]))
                 yield Tick(len(completion.tokens))
+            if self.sampler.slots < slots:
+                slots = self.sampler.slots
+                yield Note(f"iteration {n}, {phase}: memory ran out; from here on {slots} rows are sampled at a time")
             if missing:
                 yield Chunk([done[i] for i in missing], [problems[i // samples] for i in missing])
         return {keys[i]: g for i, g in done.items()}
+
+    def _completions(self, prompts: list[list[int]], seeds: list[int], **options) -> Iterator[tuple[int, Completion]]:
+        """The sampler's stream. Where memory runs out, those that are left are sampled half as many at a time: a row
+        draws the same, whatever runs beside it."""
+        left = dict.fromkeys(range(len(prompts)))
+        while left:
+            part = list(left)
+            try:
+                for j, completion in self.sampler.stream([prompts[i] for i in part], seeds=[seeds[i] for i in part],
+                                                         **options):
+                    del left[part[j]]
+                    yield part[j], completion
+            except (RuntimeError, MemoryError) as e:
+                if not out_of_memory(e) or self.sampler.slots == 1:
+                    raise
+            if left:  # not in the handler, where the error still holds what it was raised in
+                self.sampler.halve()
 
     def seed(self, n: int, phase: str, problem: str, sample: int, source: str = STUDENT) -> int:
         """Of a row's draws: other models draw otherwise than the student."""

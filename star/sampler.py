@@ -16,7 +16,7 @@ import torch
 from star import lora
 from star.cache import KVCache, Prefill, choose_slots
 from star.decoder import Decoder
-from star.device import free_memory
+from star.device import free_memory, let_go
 from star.draws import signed
 from star.problem import Completion
 from star.schedule import BUCKET, Options, Schedule, Slots, rung
@@ -123,6 +123,12 @@ class Sampler:
         """Let go of cache and prefix, where something else needs the memory; the next call makes its own."""
         if not self.stays:
             self._slots = self._prefix = None
+
+    def halve(self) -> None:
+        """Sample half as many rows at a time from now on, memory having run out."""
+        self._slots = self._prefix = None
+        self.slots = max(1, self.slots // 2)
+        let_go(self.model.device)
 
     def _weights(self) -> Decoder:
         """The model to sample from, always with the present adapters."""

@@ -333,7 +333,7 @@ def test_on_step_and_seeds():
         (fresh, [Example((1, 2), 2)], {}, "one to learn"),
         (fresh, [Example((1, 2), 0)], {}, "of the prompt"),
         (fresh, [Example((1, 99), 1)], {}, "vocabulary"),
-        (lambda: fresh(torch.float32), examples(), {"lr": 1e30, "steps": 20}, "lower the learning rate"),
+        (lambda: fresh(torch.float32), examples(), {"lr": 1e30, "steps": 20}, "lower --lr"),
     ],
 )
 def test_bad_input(model, data, options, said):

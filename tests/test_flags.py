@@ -141,16 +141,18 @@ def test_an_option_that_is_a_setting_already_is_refused(tmp_path, monkeypatch, n
 
 
 def test_settings_and_options_are_refused_on_resume(own_folder, capsys):
-    Run.create(Path("run"), StarConfig(iterations=0), {"digits": "1"}, {})
+    Run.create(Path("run"), StarConfig(iterations=0), {"digits": "1"}, {}).close()
     for argv, words in (
         (["--digits", "2"], "leave out --digits"), (["--shots", "2"], "leave out --shots"),
-        (["--lr", "1", "--no-rationalize", "--out", "x"],
-         "leave out --lr, --rationalize, --out; only --iterations, --device, --slots, --micro-tokens may change"),
-        (["--preset", "quick"], "leave out --preset"), (["--task", "columns"], "leave out --task"),
+        (["--lr", "1", "--no-rationalize"],
+         "--lr is 1.0, and the run was begun with 0.005; --rationalize is False, and the run was begun with True; only "
+         "--iterations, --device, --slots, --micro-tokens, --save-every may change"),
+        (["--preset", "quick"], "leave out --preset"), (["--task", "columns"], "--task is columns, and the run was"),
+        (["--out", "x"], "and its folder: leave out --out"),
     ):
         assert train.main(["--resume", "run", *argv]) == 2
         err = capsys.readouterr().err
-        assert err.startswith("error: --resume keeps the run's settings: ")
+        assert err.startswith("error: --resume keeps the run's settings")
         assert words in err
         assert err.count("\n") == 1
 

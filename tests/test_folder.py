@@ -1,5 +1,6 @@
 """The run folder: what a stop at any moment leaves is readable, and going on gives what an undisturbed run gives."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -11,7 +12,7 @@ import checkpoints
 import sample
 import train
 from checkpoints.files import write_json
-from star.config import DEFAULTS, StarConfig
+from star.config import StarConfig
 from star.experiments import addition, export
 from star.loop import State, star
 from star.lora import add_lora
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 SETTINGS = {
     "problems": 40, "iterations": 3, "first_steps": 3, "batch_size": 8, "slots": 16, "rank": 4, "temperature": 0.7,
-    "model": str(SHIPPED),
+    "model": str(SHIPPED), "save_every": 2,
 }  # fmt: skip
 OPTIONS = {"digits": "1-2"}
 ADAPTERS = [f"adapters/iter-{i:03d}/adapter_{name}" for i in (1, 2, 3) for name in ("config.json", "model.safetensors")]
@@ -41,6 +42,11 @@ def play(folder: Path, resume: bool, stop=lambda count, event: False):
         run, state, given = Run.resume(folder)
     else:
         run, state, given = Run.create(folder, StarConfig(**SETTINGS), OPTIONS, {}), State(), []
+    with contextlib.closing(run):
+        go(run, state, given, stop)
+
+
+def go(run, state, given, stop):
     task = load_task(run.config.task, **run.options)
     task.heldout = task.heldout[:24]
     tokenizer, model = checkpoints.load_tokenizer(SHIPPED), add_lora(checkpoints.load_model(SHIPPED), rank=4, alpha=32)
@@ -76,7 +82,9 @@ def test_two_runs_of_a_seed_are_byte_equal(straight, tmp_path):
     timings = read_lines(straight / "timings.jsonl")
     assert [t["iteration"] for t in timings] == [0, 1, 2, 3]
     assert {"generate", "rationalize", "train", "evaluate"} <= set(timings[1]["seconds"])
-    assert json.loads((straight / "state.json").read_text()) == {"iteration": 3, "finished": True}
+    state = json.loads((straight / "state.json").read_text())
+    assert (state["iteration"], state["finished"]) == (3, True)
+    assert set(state["files"]) == {name for name in COMPARED if not name.endswith("config.json")}
 
 
 @pytest.mark.parametrize("moment", [0, 60, 100, 150, 200])
@@ -160,8 +168,10 @@ def test_a_run_is_opened_as_it_was_left(straight, tmp_path):
     assert Run.open(straight, slots=5).config == StarConfig(**SETTINGS | {"slots": 5})
     new = Run.create(tmp_path / "new", StarConfig(), {}, {"slots": 77, "dtype": "float32"})
     assert (new.iteration, new.finished) == (-1, False)
+    new.close()
     again, _, _ = Run.resume(new.folder)  # what was chosen stays
     assert (again.config.slots, again.config.dtype) == (77, "float32")
+    again.close()
     assert Run.resume(new.folder, slots=5)[0].config.slots == 5
 
 
@@ -221,17 +231,17 @@ THEN = {
 VERSION = ("another version", "git commit 2c74dbd")
 DAMAGES = {
     "no state.json": (lambda folder: (folder / "state.json").unlink(), ["is no run: it has no state.json", "runs/"]),
+    "a ledger of another kind": (text("state.json", '{"iteration": 1, "files": [1]}'), ["state.json no iteration"]),
     "no config.json": (lambda folder: (folder / "config.json").unlink(), ["is no run: it has no config.json", "runs/"]),
     "no folder": (shutil.rmtree, ["is no run"]),
     "cut short": (text("config.json", '{"settings": {'), ["config.json is not JSON"]),
     "a list": (text("config.json", "[]"), ["config.json holds a list, not an object"]),
     "nothing in it": (text("config.json", "{}"), ["config.json has no settings"]),
     "settings of another kind": (text("config.json", '{"settings": [1]}'), ["config.json has no settings"]),
-    "no settings": (settings(lambda s: {}), [*VERSION, "lacks", *DEFAULTS]),
+    "no settings": (settings(lambda s: {}), ["config.json has no settings"]),
     "one more": (settings(lambda s: s | {"nucleus": 1}), [*VERSION, "config.json has nucleus;"]),
-    "one less": (settings(lambda s: {k: v for k, v in s.items() if k != "keep"}), [*VERSION, "lacks keep;"]),
     "2c74dbd": (settings(lambda s: {k: v for k, v in s.items() if k not in GONE} | THEN),
-                [*VERSION, "has answer_field, cap, ", "lacks keep, max_per_problem, rationalize;"]),
+                [*VERSION, "has answer_field, cap, "]),
     "a value of another kind": (settings(lambda s: s | {"problems": "40"}), ["--problems is '40'", "of type int"]),
     "a value out of range": (settings(lambda s: s | {"problems": 0}), ["config.json", "--problems is 0", "at least 1"]),
     "state cut short": (text("state.json", "{"), ["state.json is not JSON"]),
@@ -283,12 +293,12 @@ def test_what_a_run_stands_on_may_not_change_before_it_goes_on(tmp_path, what):
         file.write_bytes(b"x" * 3_000_000)
     config = StarConfig(model=str(tmp_path / "model"), candidates=str(files["candidates"]))
     options = {"data": str(files["data"]), "shots": 3, "few_shot": "nowhere"}
-    Run.create(tmp_path / "run", config, options, {})
+    Run.create(tmp_path / "run", config, options, {}).close()
     (tmp_path / "model" / "README.md").write_text("it may be described")
-    Run.resume(tmp_path / "run")
+    Run.resume(tmp_path / "run")[0].close()
     files[what].write_bytes(b"x" * 2_999_999 + b"y")
     named = files[what] if what != "model" else tmp_path / "model"
     refused(Run.resume, tmp_path / "run", words=(f"{named} is not what", "put the former one back"))
     files[what].unlink()
-    if what != "model":
-        Run.resume(tmp_path / "run")
+    said = "is not what" if what == "model" else "is not there: put it back"
+    refused(Run.resume, tmp_path / "run", words=(str(named), said))

@@ -50,7 +50,7 @@ def judged(monkeypatch):
         return [said(p.id, 0, "2" if i % 4 == 0 else "9", None) for i, p in enumerate(problems)], made
 
     monkeypatch.setattr(judge, "load_judge", lambda folder, task: SimpleNamespace(labels=["quality"]))
-    monkeypatch.setattr(judge, "checksum", lambda folder: 7)
+    monkeypatch.setattr(judge, "hashed", lambda folder: 7)
     monkeypatch.setattr(judge, "answers", answers)
     monkeypatch.setattr(judge.Run, "open", lambda folder: SimpleNamespace(
         config=StarConfig(seed=int(folder.name.rpartition("-")[2])), adapter=lambda n: folder))
@@ -161,9 +161,9 @@ def test_answers_of_a_real_generator_and_judge(monkeypatch):
         (scores,) = mine.rate([(task.question(next(p for p in problems if p.id == g.problem)), g.text)])
         assert g.scores == pytest.approx({"a": scores[0], "b": scores[1]}, abs=1e-4)
         assert g.reward == pytest.approx(scores[0] - 2 * scores[1], abs=1e-4)
-    before = judge.checksum(folder)
+    before = judge.hashed(folder)
     checkpoints.save_reward_model(RewardModel(model, head + 1, ["a", "b"], format="plain"), folder)
-    assert judge.checksum(folder) != before
+    assert judge.hashed(folder) != before
 
 
 # the command
@@ -258,9 +258,9 @@ def test_figures_made_otherwise_are_not_mixed(judged, undrawn, monkeypatch, caps
                         (["--samples", "4"], "--samples 2, now it is 4"), (["--digits", "3"], "--digits 4-5")):
         assert judge.main([*BEST_OF, *argv]) == 2
         assert words in capsys.readouterr().err
-    monkeypatch.setattr(judge, "checksum", lambda folder: 8)
+    monkeypatch.setattr(judge, "hashed", lambda folder: 8)
     assert judge.main(BEST_OF) == 2
-    assert "with a judge of checksum 7, now it is 8: give another --out" in capsys.readouterr().err
+    assert "with a judge of hash 7, now it is 8: give another --out" in capsys.readouterr().err
     assert judged == [1]
 
 

@@ -12,7 +12,7 @@ from star.config import StarConfig
 from star.draws import seed_of
 from star.loop import State, star
 from star.lora import add_lora, trainable
-from star.problem import Chunk, Completion, Finished, Phase, Problem, Shot, Tick
+from star.problem import Chunk, Completion, Finished, Phase, Problem, Shot, Step, Tick
 from star.rollout import Rollout
 from star.sampler import Sampler
 from star.tasks import Task, load_task
@@ -119,7 +119,7 @@ def test_kept_rationalized_and_dropped(setup, monkeypatch, tokenizer):
     assert all(g.seed == seed_of(0, *g.key[:4]) for g in generations)
     phases = [(e.name, e.total) for e in events if isinstance(e, Phase)]
     assert phases == [("evaluate", 4), ("generate", 8), ("rationalize", 6), ("train", 1), ("evaluate", 4)]
-    assert sum(isinstance(e, Tick) for e in events) == sum(total for _, total in phases)
+    assert sum(isinstance(e, Tick | Step) for e in events) == sum(total for _, total in phases)
 
 
 def test_hints_can_be_off(setup):
@@ -213,7 +213,7 @@ def test_temperature_changes_with_the_seed(tokenizer):
         model = add_lora(checkpoints.load_model(SHIPPED), rank=2)
         config = StarConfig(problems=30, iterations=1, first_steps=2, temperature=1.0, seed=seed, max_new_tokens=40)
         events = star(Sampler(model, 16, 256, tokenizer), tokenizer, task, config, State(0))
-        return [e for e in events if not isinstance(e, Phase | Tick)]
+        return [e for e in events if not isinstance(e, Phase | Tick | Step)]
 
     torch.manual_seed(1)
     first = run(1)

@@ -1,5 +1,6 @@
 """What surrounds Algorithm 1: choosing by validation, stopping, conversations, a run that goes on."""
 
+import contextlib
 import copy
 import json
 import re
@@ -276,6 +277,11 @@ def play(folder, resume, stop=None):
         run, state, given = Run.resume(folder)
     else:
         run, state, given = Run.create(folder, StarConfig(**SETTINGS), {}, {}), State(), []
+    with contextlib.closing(run):
+        return go(run, state, given, stop)
+
+
+def go(run, state, given, stop):
     now, count = [], 0
 
     def script(text):
@@ -319,7 +325,8 @@ def test_a_run_with_validation_resumes_byte_equal(straight, tmp_path, share):
 
 def test_the_state_of_a_run_says_which_is_best(straight, tmp_path):
     folder, _ = straight
-    assert json.loads((folder / "state.json").read_text()) == {"iteration": 5, "finished": True, "best": 3}
+    state = json.loads((folder / "state.json").read_text())
+    assert (state["iteration"], state["finished"], state["best"]) == (5, True, 3)
     metrics = read_lines(folder / "metrics.jsonl")
     assert [m["iteration"] for m in metrics if "accuracy" in m] == [0, 1, 3]
     resumed = Run.resume(folder)[1]

@@ -17,12 +17,13 @@ from star.loop import State, measure, train_adapters, trained
 from star.pool import Pool
 from star.problem import Event, Example, Finished, Generation, Problem
 from star.rollout import Rollout
-from star.run.flags import command, interrupted, read_flags
+from star.run.flags import command, read_flags
 from star.run.folder import Run, facts
 from star.run.plan import build, check, make_plan, opening
 from star.run.progress import Progress, summary
 from star.run.rates import Meter
 from star.run.report import Report
+from star.run.signals import Stopped, stop
 from star.sampler import Sampler
 from star.select import choose_heldout, choose_problems, set_aside
 from star.tasks import Task
@@ -42,7 +43,7 @@ def learn(sampler: Sampler, tokenizer, task: Task, config: StarConfig, state: St
     problems = choose_problems(train, config.problems, seed_of(config.seed, 1, "draw"))
     examples = [written(task, p, tokenizer, config.few_shot_train) for p in problems]
     lora.reset(sampler.model, seed_of(config.seed, 1, "adapters"))
-    stats = yield from train_adapters(sampler, examples, config, 1)
+    stats = yield from train_adapters(sampler, examples, config, 1, state.training)
     state, scores = yield from measure(rollout, Pool(), state, 1, validation, heldout)
     yield Finished(1, {"iteration": 1, **scores, "problems": len(problems), **trained(examples, stats)}, True)
 
@@ -91,18 +92,22 @@ def main(argv: list[str]) -> None:
         print("\n".join(check(plan)))
         return
     config, sampler = plan.config, build(plan)
-    run = run or Run.create(flags.out, config, options, facts(sampler.model, sampler.slots), learns)
+    if run is None:
+        run = Run.create(flags.out, config, options, facts(sampler.model, sampler.slots), learns)
     run.meter = Meter(sampler)
     print("\n".join([*opening(plan, sampler, learns), f"rates   {run.meter}", f"run     {run.folder}\n"]), flush=True)
-    with contextlib.closing(Progress(plan, 0)) as progress:
+    with contextlib.closing(run), contextlib.closing(Progress(plan, 0)) as progress:
         try:
             for event in learn(sampler, plan.tokenizer, plan.task, config, state, given):
                 run.record(event, sampler.model)
                 progress.show(event, run)
-        except (KeyboardInterrupt, RuntimeError) as e:
-            if not interrupted(e):
+        except (KeyboardInterrupt, RuntimeError, OSError) as e:
+            on = f"in {run.where}; go on with --resume {run.folder}"
+            if stopped := stop(e):
+                raise Stopped(stopped.number, on) from None
+            if not isinstance(e, OSError):
                 raise
-            raise KeyboardInterrupt(f"in {run.where}; go on with --resume {run.folder}") from None
+            raise OSError(f"{e} ({on})") from None
     print("\n" + "\n".join(summary(run, flags.price_per_hour)))
     print(f"report  {Report(run, plan.task, plan.tokenizer).write()}")
 

@@ -34,7 +34,8 @@ from star.problem import Generation, Problem
 from star.reward import Judge
 from star.rollout import Rollout, result
 from star.run.flags import Parser, command
-from star.run.folder import Run, append, checksum, read_lines
+from star.run.folder import Run, append, read_lines
+from star.run.inputs import hashed
 from star.run.others import fits, loaded, plan_judge
 from star.run.plots import figure, save
 from star.sampler import Sampler
@@ -300,11 +301,11 @@ def main(argv: list[str]) -> int:
         made_with |= {"--samples": args.samples, "--digits": args.digits, "--problems": args.problems}
     if {"best-of", "star"} & set(parts):
         judge = load_judge(args.reward, Arithmetic(range(1, 6)))  # refused now, not in ten minutes
-        made_with |= {"a judge of checksum": checksum(args.reward)}
+        made_with |= {"a judge of hash": hashed(args.reward)}
     if "pool" in parts:
         if not SECOND.is_dir():
             raise FileNotFoundError(f"no second model in {SECOND}: leave out its part by --parts best-of,star")
-        made_with |= {"a second model of checksum": checksum(SECOND)}
+        made_with |= {"a second model of hash": hashed(SECOND)}
     out.mkdir(parents=True, exist_ok=True)
     same_as_before(out, made_with)
     code = best_of_part(out, args, judge) if "best-of" in parts else 0

@@ -9,7 +9,6 @@ import difflib
 import functools
 import os
 import re
-import signal
 import sys
 import tomllib
 import warnings
@@ -22,6 +21,7 @@ import torch
 
 from star.config import CONFLICTS, DEFAULTS, StarConfig, kind_of, several
 from star.device import failure
+from star.run.signals import catch, stop
 from star.tasks import is_file, task_names, task_options
 from star.text import visible
 
@@ -44,6 +44,7 @@ class Flags:
     show: int = 3
     price_per_hour: float | None = None
     tensorboard: bool = False
+    extend: int | None = None
 
 
 class Parser(argparse.ArgumentParser):
@@ -78,19 +79,19 @@ def command(body: Callable[[list[str]], int | None]) -> Callable[..., int]:
 
     @functools.wraps(body)
     def main(argv: list[str] | None = None) -> int:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        catch()
         warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
         try:
             return body(sys.argv[1:] if argv is None else argv) or 0
         except KeyboardInterrupt as e:
-            print(f"stopped {e}".rstrip(), file=sys.stderr)
-            return 130
+            print(f"stopped {one_line(str(e))}".rstrip(), file=sys.stderr)
+            return stop(e).code
         except torch.OutOfMemoryError:
             print(f"error: {FULL}", file=sys.stderr)
         except RuntimeError as e:
-            if interrupted(e):
+            if stopped := stop(e):
                 print("stopped", file=sys.stderr)
-                return 130
+                return stopped.code
             if (said := failure(e)) is None:
                 raise
             print(f"error: {one_line(said)}", file=sys.stderr)
@@ -102,11 +103,6 @@ def command(body: Callable[[list[str]], int | None]) -> Callable[..., int]:
         return 2
 
     return main
-
-
-def interrupted(e: BaseException) -> bool:
-    """Is this Ctrl-C? While torch imports parts of itself on first use, Python 3.11 wraps it into a RuntimeError."""
-    return isinstance(e, KeyboardInterrupt) or isinstance(e.__cause__, KeyboardInterrupt)
 
 
 def one_line(text: str, most: int = 2000) -> str:
@@ -194,6 +190,7 @@ def add_command(parser: Parser) -> None:
                        "it")
     group.add_argument("--out", type=Path, help="run folder, new or empty [runs/<task>-NNN]")
     group.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run in this folder")
+    group.add_argument("--extend", type=int, metavar="N", help="with --resume: N iterations more than it has")
     group.add_argument("--check", action="store_true", help="say what a run would stand on and cost, and train nothing")
     group.add_argument("--show", type=int, help="rationales shown an iteration, with their verdicts [3]")
     group.add_argument("--tensorboard", action="store_true", help="write metrics and rationales for TensorBoard too, "

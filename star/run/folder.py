@@ -9,70 +9,45 @@
     adapters/iter-003/     what the model had learned by then, in PEFT's layout
     curves.png             held-out accuracy over iterations
     report.html            the run to look at: where rationales were lost, and each problem's journey
-    state.json             where to go on; written last, atomically
+    training/              a training under way (star/run/unfinished), gone when its iteration is finished
+    state.json             where to go on, and the size and checksum of what is whole; written last, atomically
 
-It writes what star/loop yields, and reads it back: `Run.open` is the one reader of config.json. It decides nothing and
-prints nothing.
+It writes what star/loop yields, and reads it back: `Run.open` is the one reader of config.json. One process at a time
+writes a folder (star/run/lock), and a signal waits for a write to end (star/run/signals). It decides nothing and prints
+nothing.
 """
 
+import contextlib
 import json
-import os
 import subprocess
 import sys
 import time
-import zlib
-from dataclasses import asdict, dataclass, field, replace
+import warnings
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import IO
 
 import torch
 
 from checkpoints.adapters import save_adapter
-from checkpoints.files import read_json, write_atomically, write_json
-from star.config import DEFAULTS, StarConfig, several
+from checkpoints.files import read_json, read_json_if_there, write_atomically, write_json
+from star.config import DEFAULTS, StarConfig
 from star.decoder import Decoder
 from star.loop import State
-from star.problem import SAMPLED, STUDENT, Chunk, Event, Finished, Generation, Phase, Scored, Tick
+from star.problem import SAMPLED, Chunk, Event, Finished, Generation, Note, Phase, Scored, Step, Tick
+from star.run import unfinished
+from star.run.clock import Clock
+from star.run.inputs import changed as changed_inputs
+from star.run.inputs import inputs
+from star.run.ledger import clipped, is_ledger, never_began, next_folder, refuse_links, size_and_checksum
+from star.run.lines import append, checked, generation, read_lines, whole_chunks
+from star.run.lock import lock
 from star.run.rates import Meter
-from star.tasks import is_file, short_name
+from star.run.signals import written_first
+from star.tasks import short_name
 
-READ = (".safetensors", ".json", ".jsonl", ".model", ".jinja", ".txt")  # what is read of a folder; not its README
-ENDS = 2**20  # bytes of a file, at either end, that its checksum is made of
-
-
-@dataclass
-class Clock:
-    """Seconds and tokens of each phase of an iteration."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    tokens: dict[str, int] = field(default_factory=dict)
-    rows: dict[str, int] = field(default_factory=dict)  # rationales or steps that took tokens
-    student: float = 0.0  # seconds in which the student sampled, and no other model did
-    _phase: str = ""
-    _since: float = 0.0
-    _source: str = STUDENT
-
-    def enter(self, phase: str, source: str = STUDENT) -> None:
-        now = time.perf_counter()
-        if self._phase:
-            self.seconds[self._phase] = self.seconds.get(self._phase, 0.0) + now - self._since
-            if self._phase in SAMPLED and self._source == STUDENT:
-                self.student += now - self._since
-        self._phase, self._since, self._source = phase, now, source
-
-    def count(self, tokens: int) -> None:
-        self.tokens[self._phase] = self.tokens.get(self._phase, 0) + tokens
-        self.rows[self._phase] = self.rows.get(self._phase, 0) + (tokens > 0)
-
-    def sampled(self) -> tuple[int, int, float]:
-        """(tokens, rationales, seconds) of the phases that sample, the one in hand included."""
-        now = time.perf_counter() - self._since if self._phase in SAMPLED else 0.0
-        seconds = sum(s for phase, s in self.seconds.items() if phase in SAMPLED) + now
-        kinds = [phase for phase in self.tokens if phase in SAMPLED]
-        return sum(self.tokens[k] for k in kinds), sum(self.rows.get(k, 0) for k in kinds), seconds
-
-    def rate(self, *phases: str) -> float:
-        """Tokens a second over these phases together."""
-        return sum(self.tokens.get(p, 0) for p in phases) / max(sum(self.seconds.get(p, 0.0) for p in phases), 1e-9)
+SAVE_AFTER = 10.0  # seconds between saves of a training, at least
+SAVE_SHARE = 1 / 50  # of its time that a training may spend on being saved, and a judge on its scores
 
 
 class Run:
@@ -82,28 +57,33 @@ class Run:
         self.folder, self.config, self.options, self.clock = folder, config, options, Clock()
         self.learns = "rationales"  # STaR; "gold" and "answers" are star/experiments/baseline's
         self.iteration, self.best, self.finished = -1, None, False  # as in state.json
+        self.files: dict[str, list[int]] = {}  # what is whole: [bytes, checksum] by its path in the folder
         self.timings: dict = {}  # of the iteration last finished
+        self.notes: list[str] = []  # of the iteration in hand
         self.meter: Meter | None = None  # None: timings say nothing of what the device can do
         self.where = "before the first iteration"
+        self._lock: IO[str] | None = None  # held by whoever writes
+        self._scores: list[Generation] = []  # not yet written down
+        self._saved, self._cost = time.perf_counter(), 0.0  # when a training or scores were written, and in what time
 
     @classmethod
     def create(cls, folder: Path | None, config: StarConfig, options: dict, facts: dict, learns: str = "rationales"
                ) -> "Run":
         """Start a folder; None takes the next free runs/<task>-NNN. FileExistsError if it holds something already."""
-        if folder is None:
-            task = short_name(config.task)
-            taken = [p.name.rpartition("-")[2] for p in Path("runs").glob(f"{task}-*")]
-            number = max((int(n) for n in taken if n.isdecimal()), default=0) + 1
-            folder = Path("runs") / f"{task}-{number:03d}"
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        folder = next_folder(short_name(config.task)) if folder is None else folder
+        if folder.exists() and not never_began(folder):
             raise FileExistsError(f"{folder} exists and is not empty; go on with it by --resume {folder}, or give "
                                   "another --out")
+        folder.mkdir(parents=True, exist_ok=True)
+        run = cls(folder, config, options)
+        run.learns, run._lock = learns, lock(folder)
+        refuse_links(folder)
+        if not never_began(folder):  # somebody was faster
+            raise FileExistsError(f"{folder} has just been begun by another process: give another --out")
         for part in ("samples", "adapters"):
-            (folder / part).mkdir(parents=True, exist_ok=True)
+            (folder / part).mkdir(exist_ok=True)
         write_json(folder / "config.json", {"settings": asdict(config), "options": options, "learns": learns,
                                              "inputs": inputs(config, options), **facts})
-        run = cls(folder, config, options)
-        run.learns = learns
         run._write_state(-1, None, False)
         return run
 
@@ -111,21 +91,25 @@ class Run:
     def open(cls, folder: Path, **changed) -> "Run":
         """A run as it was left, to read. FileNotFoundError or ValueError, one line, for what is no run of this version.
 
-        changed: settings in place of the run's own.
+        changed: settings in place of the run's own. Settings that its version did not have are at their defaults.
         """
-        for name in ("state.json", "config.json"):
+        begun = (folder / "metrics.jsonl").exists()  # else it was stopped before its first state.json
+        for name in ("config.json", *["state.json"] * begun):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder} is no run: it has no {name}; a run lies in runs/NAME")
-        written, state = read_json(folder / "config.json"), read_json(folder / "state.json")
-        settings, options = written.get("settings"), written.get("options", {})
+        written, state = read_json(folder / "config.json"), read_json_if_there(folder / "state.json")
+        state = state or {"iteration": -1}
+        settings, options, files = written.get("settings"), written.get("options", {}), state.get("files", {})
         sound = isinstance(settings, dict) and isinstance(options, dict) and isinstance(state.get("best", 0), int)
-        if not sound or type(state.get("iteration")) is not int:
+        if not sound or not settings or type(state.get("iteration")) is not int or not is_ledger(files):
             raise ValueError(f"{folder}: config.json has no settings, or state.json no iteration")
         odd, lacks = sorted(set(settings) - set(DEFAULTS)), sorted(set(DEFAULTS) - set(settings))
-        if odd or lacks:
-            what = [f"{verb} {', '.join(names)}" for verb, names in (("has", odd), ("lacks", lacks)) if names]
-            raise ValueError(f"{folder} was written by another version: config.json {' and '.join(what)}; go on with "
-                             f"that version (git commit {written.get('git_commit')})")
+        if odd:
+            raise ValueError(f"{folder} was written by another version: its config.json has {clipped(odd)}; go on with "
+                             f"that version (git commit {str(written.get('git_commit'))[:40]})")
+        if lacks:
+            warnings.warn(f"{folder} was written by another version: {clipped(lacks)} are not in its config.json, and "
+                          "taken at their defaults", stacklevel=1)
         settings |= {k: written[k] for k in ("dtype", "slots") if k in written}  # what auto came to then
         try:
             config = StarConfig(**settings)
@@ -133,32 +117,97 @@ class Run:
             raise ValueError(f"{folder}/config.json: {e}") from None
         run = cls(folder, replace(config, **changed), options)
         run.iteration, run.best, run.finished = state["iteration"], state.get("best"), state.get("finished") is True
-        run.learns = str(written.get("learns"))
+        run.learns, run.files = str(written.get("learns")), files
         return run
 
     @classmethod
     def resume(cls, folder: Path, **changed) -> tuple["Run", State, list[Generation]]:
         """(run, state, what star/loop needs of the generations made); settings are the run's own but for `changed`.
 
-        ValueError also for a model or data that were replaced since: what was judged then would meet others now.
+        ValueError also for a run that another process writes, for a model or data that were replaced since (what was
+        judged then would meet others now), and for pieces of it that are lost.
         """
-        run = cls.open(folder, **changed)
-        began, now = read_json(folder / "config.json").get("inputs") or {}, inputs(run.config, run.options)
-        for path in began.keys() & now.keys():
-            if began[path] != now[path]:
-                raise ValueError(f"{path} is not what {folder} began with: put the former one back, or start a new run")
+        cls.open(folder)
+        with contextlib.ExitStack() as stack:
+            held = stack.enter_context(lock(folder))
+            refuse_links(folder)
+            run = cls.open(folder, **changed)  # nobody writes any more
+            run._lock = held
+            state, given = run._go_back()
+            stack.pop_all()  # the lock stays
+        return run, state, given
+
+    def _go_back(self) -> tuple[State, list[Generation]]:
+        """Take away what stands behind the last whole chunk, and read what is there."""
+        folder = self.folder
+        began = read_json(folder / "config.json").get("inputs") or {}
+        if not isinstance(began, dict) or not all(isinstance(code, str) for code in began.values()):
+            warnings.warn(f"{folder} was written by another version: whether its data changed cannot be told",
+                          stacklevel=1)
+        elif said := changed_inputs(began, inputs(self.config, self.options), folder):
+            raise ValueError(said)
+        self._check_files()
         for name in ("metrics.jsonl", "timings.jsonl"):  # a stop may have come between these and state.json
-            lines = [r for r in read_lines(folder / name) if r["iteration"] <= run.iteration]
+            lines = [r for r in read_lines(folder / name) if self.number(r, name) <= self.iteration]
             write_atomically(folder / name, "".join(json.dumps(r) + "\n" for r in lines).encode())
-        records = whole_chunks(read_lines(run.samples(run.iteration + 1)))
-        if run.samples(run.iteration + 1).exists():
-            write_atomically(run.samples(run.iteration + 1), "".join(json.dumps(r) + "\n" for r in records).encode())
-        known = {m["iteration"]: m["validation"]["mean"] for m in run.metrics() if "validation" in m}
-        state = State(run.iteration, known)
-        run._write_state(state.iteration, state.best, state.done(run.config))
-        if run.config.keep == "all":
-            records = [r for i in range(1, run.iteration + 1) for r in read_lines(run.samples(i))] + records
-        return run, state, [generation(r) for r in records]
+        metrics = self.metrics()
+        if [m["iteration"] for m in metrics] != list(range(self.iteration + 1)):
+            raise ValueError(f"{folder / 'metrics.jsonl'} must have a line for each of the iterations 0 to "
+                             f"{self.iteration}: put the former file back, or start a new run")
+        path = self.samples(self.iteration + 1)
+        records = whole_chunks(read_lines(path), path)
+        if path.exists():
+            write_atomically(path, "".join(json.dumps(r) + "\n" for r in records).encode())
+        made = [checked(r, path, i) for i, r in enumerate(records, 1)]
+        try:
+            known = {m["iteration"]: float(m["validation"]["mean"]) for m in metrics if "validation" in m}
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"{folder / 'metrics.jsonl'} is damaged: a line's validation has no mean") from None
+        state = State(self.iteration, known, unfinished.load(self.training, self.iteration + 1))
+        (folder / "adapters").mkdir(exist_ok=True)
+        (folder / "samples").mkdir(exist_ok=True)
+        self._write_state(state.iteration, state.best, state.done(self.config))
+        if self.config.keep == "all":
+            made = [checked(r, self.samples(n), i) for n in range(1, self.iteration + 1)
+                    for i, r in enumerate(read_lines(self.samples(n)), 1)] + made
+        return state, made
+
+    def goes_on(self, facts: dict) -> list[str]:
+        """Write down that, how and with which settings a resumed run goes on. Notes on what may change its bytes."""
+        path = self.folder / "config.json"
+        began = read_json(path)
+        last = [began, *began.get("resumed", [])][-1]
+        notes = [f"the run was written with {name} {last[name]}, and goes on with {facts[name]}: the last digits of "
+                 "log-probabilities may differ from what they would have been"
+                 for name in ("torch", "threads", "device", "slots") if name in last and last[name] != facts[name]]
+        write_json(path, began | {"settings": asdict(self.config), "slots": facts["slots"],
+                                  "resumed": [*began.get("resumed", []), facts]})
+        return notes
+
+    def close(self) -> None:
+        """Let another process write the folder."""
+        if self._lock is not None:
+            self._lock.close()
+
+    def number(self, record: dict, name: str) -> int:
+        """The iteration that a line of metrics or timings is of."""
+        if type(record.get("iteration")) is not int:
+            raise ValueError(f"{self.folder / name} is damaged: a line has no iteration")
+        return record["iteration"]
+
+    def _check_files(self) -> None:
+        """ValueError for files that going on needs, and that are not as the run left them."""
+        needed = ["metrics.jsonl", f"adapters/iter-{self.iteration:03d}/adapter_model.safetensors"]
+        needed += [f"samples/iter-{n:03d}.jsonl" for n in range(1, self.iteration + 1) if self.config.keep == "all"]
+        for name in needed:
+            path = self.folder / name
+            if name in self.files and size_and_checksum(path, self.files[name][0]) != self.files[name]:
+                what = "is not as this run left it" if path.is_file() else "is gone, and the run goes on from it"
+                raise ValueError(f"{path} {what}: put the former file back, or start a new run")
+
+    @property
+    def training(self) -> Path:
+        return self.folder / "training"
 
     def samples(self, iteration: int) -> Path:
         return self.folder / "samples" / f"iter-{iteration:03d}.jsonl"
@@ -181,106 +230,89 @@ class Run:
     def record(self, event: Event, model: Decoder) -> None:
         """Write down one event of star/loop."""
         if isinstance(event, Phase):
+            self._score()
             self.clock.enter(event.name, event.source)
             self.where = f"iteration {event.iteration}, {event.name}"
+            self._saved, self._cost = time.perf_counter(), 0.0
         elif isinstance(event, Tick):
             self.clock.count(event.tokens)
+        elif isinstance(event, Step):
+            self._step(event, model)
+        elif isinstance(event, Note):
+            self.notes.append(event.text)
         elif isinstance(event, Chunk):
             lines = [asdict(g) | {"question": p.question, "right_answer": p.answer, "chunk": len(event.generations)}
                      for g, p in zip(event.generations, event.problems, strict=True)]
-            append(self.samples(lines[0]["iteration"]), lines)
+            with written_first():
+                append(self.samples(lines[0]["iteration"]), lines)
         elif isinstance(event, Scored):
-            self._score(event.generations)
+            self._scores += event.generations
+            if time.perf_counter() - self._saved >= self._cost / SAVE_SHARE:
+                self._score()
         elif isinstance(event, Finished):
-            self._finish(event, model)
+            self._score()
+            with written_first():
+                self._finish(event, model)
 
-    def _score(self, generations: list[Generation]) -> None:
-        """Put scores beside what they are of, in one atomic write: after a stop all of them are there, or none."""
-        path, scored = self.samples(generations[0].iteration), {g.key: g for g in generations}
+    def _step(self, event: Step, model: Decoder) -> None:
+        """Write a training down every so often: by default when the last time has cost a fiftieth of what it took."""
+        self.clock.count(event.tokens)
+        every, began = self.config.save_every, time.perf_counter()
+        due = began - self._saved > max(SAVE_AFTER, self._cost / SAVE_SHARE)
+        if event.last or len(event.stats.losses) % every == 0 if every else due:
+            self.clock.enter("save")
+            with written_first():
+                unfinished.save(self.training, event.iteration, event.stats, model)
+            self._saved = time.perf_counter()
+            self._cost = self._saved - began
+            self.clock.enter("train")
+
+    def _score(self) -> None:
+        """Put scores beside what they are of, in one atomic write of the file."""
+        if not self._scores:
+            return
+        began = time.perf_counter()
+        path, scored = self.samples(self._scores[0].iteration), {g.key: g for g in self._scores}
         records = read_lines(path)
         for r in records:
             if g := scored.get(generation(r).key):
                 r |= {"scores": g.scores, "reward": g.reward}
-        write_atomically(path, "".join(json.dumps(r) + "\n" for r in records).encode())
+        with written_first():
+            write_atomically(path, "".join(json.dumps(r) + "\n" for r in records).encode())
+        self._scores, self._saved = [], time.perf_counter()
+        self._cost = self._saved - began
 
     def _finish(self, event: Finished, model: Decoder) -> None:
         self.clock.enter("save")
-        if event.iteration:
-            save_adapter(model, self.adapter(event.iteration))
+        adapter, n = self.adapter(event.iteration), event.iteration
+        if n:
+            save_adapter(model, adapter)
         append(self.folder / "metrics.jsonl", [event.metrics])
+        for path in (self.folder / "metrics.jsonl", self.samples(n), adapter / "adapter_model.safetensors"):
+            if path.is_file() and (n or path.parent != adapter):
+                self.files[str(path.relative_to(self.folder))] = size_and_checksum(path)
         self.clock.enter("")
         memory = torch.cuda.max_memory_allocated() if model.device.type == "cuda" else None
         self.timings = {
-            "iteration": event.iteration, "seconds": {k: round(v, 3) for k, v in self.clock.seconds.items()},
+            "iteration": n, "seconds": {k: round(v, 3) for k, v in self.clock.seconds.items()},
             "tokens": {"sampled": self.clock.sampled()[0], "trained": self.clock.tokens.get("train", 0)},
             "sampled_tokens_per_s": round(self.clock.rate(*SAMPLED)),
             "trained_tokens_per_s": round(self.clock.rate("train")), "peak_device_bytes": memory,
+            **({"notes": self.notes} if self.notes else {}),
         }
         if self.meter:
             use = self.meter.lap(self.clock.student, self.clock.seconds.get("train", 0.0), event.metrics)
             self.timings |= {"rates": self.meter.rates and asdict(self.meter.rates), "use": use}
         append(self.folder / "timings.jsonl", [self.timings])
-        self._write_state(event.iteration, event.metrics.get("best"), event.done)
-        self.clock = Clock()
+        self._write_state(n, event.metrics.get("best"), event.done)
+        unfinished.clear(self.training)
+        self.clock, self.notes = Clock(), []
 
     def _write_state(self, iteration: int, best: int | None, finished: bool) -> None:
         self.iteration, self.best, self.finished = iteration, best, finished
         chosen = {} if best is None else {"best": best}
-        write_json(self.folder / "state.json", {"iteration": iteration, "finished": finished, **chosen})
-
-
-def inputs(config: StarConfig, options: dict) -> dict[str, int]:
-    """path -> checksum of each file and folder that settings and task options name, and that is there."""
-    task = [config.task] * is_file(config.task)
-    named = [*task, config.model, config.reward, *several(config.generators), *several(config.candidates)]
-    paths = {str(p) for p in (*named, *options.values()) if p and isinstance(p, str | Path) and Path(p).exists()}
-    return {p: checksum(Path(p)) for p in sorted(paths)}
-
-
-def checksum(path: Path) -> int:
-    """Of a file, or of what is read of a folder: of names and sizes, and of what stands at the files' ends."""
-    code = 0
-    for file in [f for f in sorted(path.iterdir()) if f.suffix in READ] if path.is_dir() else [path]:
-        if file.is_file():
-            size = file.stat().st_size
-            code = zlib.crc32(f"{file.name} {size}".encode(), code)
-            with open(file, "rb") as f:
-                code = zlib.crc32(f.read(ENDS), code)
-                f.seek(max(0, size - ENDS))
-                code = zlib.crc32(f.read(ENDS), code)
-    return code
-
-
-def append(path: Path, records: list[dict]) -> None:
-    """Add lines to a file; they are on the disk when this returns."""
-    with open(path, "ab") as f:
-        f.write("".join(json.dumps(r) + "\n" for r in records).encode())
-        f.flush()
-        os.fsync(f.fileno())
-
-
-def read_lines(path: Path) -> list[dict]:
-    """Records of a JSONL file; a last line that a stop cut short is left out. [] where there is no file."""
-    if not path.is_file():
-        return []
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline is no whole line
-        return [json.loads(line) for line in lines]
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise ValueError(f"{path} is damaged: {e}") from None
-
-
-def whole_chunks(records: list[dict]) -> list[dict]:
-    """Leave out a last chunk that a stop cut short: made again with its former neighbours, it comes out the same."""
-    start = 0
-    while start < len(records) and start + records[start]["chunk"] <= len(records):
-        start += records[start]["chunk"]
-    return records[:start]
-
-
-def generation(record: dict) -> Generation:
-    fields = {k: v for k, v in record.items() if k not in ("chunk", "question", "right_answer")}
-    return Generation(**fields | {"tokens": tuple(fields["tokens"])})
+        write_json(self.folder / "state.json", {"iteration": iteration, "finished": finished, **chosen,
+                                                "files": self.files})
 
 
 def newest_finished(runs: Path = Path("runs")) -> Path | None:

@@ -4,12 +4,14 @@ It knows no settings: flags go through as they are.
 """
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from checkpoints.files import read_json
+from star.run.signals import Stopped
 
 ROOT = Path(__file__).parents[2]  # of this project, installed or not
 TRAIN = [str(ROOT / "train.py")]
@@ -27,16 +29,17 @@ def finish(program: list[str], folder: Path, flags: Sequence[str], more: Sequenc
     argv = [*(["--resume", str(folder)] if state.is_file() else ["--out", str(folder), *flags]), *more]
     print(f"\n{folder.name}: python {' '.join([*program, *argv])}", flush=True)
     code = call([*program, *argv])
-    if code in (130, -2):
-        raise KeyboardInterrupt(f"in {folder}; the same command goes on")
+    if code in (130, 143, -2, -15):
+        raise Stopped(code - 128 if code > 0 else -code, f"in {folder}; the same command goes on")
     return code
 
 
 def call(argv: list[str]) -> int:
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     with subprocess.Popen([sys.executable, *argv], env=os.environ | {"PYTHONPATH": path}) as run:
-        while True:
-            try:
-                return run.wait()
-            except KeyboardInterrupt:
-                pass  # a terminal tells the run too, which stops by itself and says where it stood
+        try:
+            return run.wait()
+        except Stopped as e:
+            if e.number == signal.SIGTERM:  # Ctrl-C a terminal tells the run too
+                run.terminate()
+            return run.wait()  # it stops by itself and says where it stood

@@ -8,7 +8,7 @@ import sys
 from tqdm import tqdm
 
 from star.evaluate import VERDICTS
-from star.problem import STUDENT, Chunk, Event, Finished, Generation, Phase, Scored, Tick
+from star.problem import STUDENT, Chunk, Event, Finished, Generation, Note, Phase, Scored, Step, Tick
 from star.run.diagnosis import cause
 from star.run.folder import Run, read_lines
 from star.run.history import clip
@@ -40,8 +40,10 @@ class Progress:
               f"{'tok/s':>7} | {'sample':>6} {'train':>6} | {'s':>6} | {'left':>7}", flush=True)
 
     def show(self, event: Event, run: Run) -> None:
-        if isinstance(event, Tick):
+        if isinstance(event, Tick | Step):
             self.bar.update()
+        elif isinstance(event, Note):
+            tqdm.write(f"note    {event.text}", file=sys.stderr)
         elif isinstance(event, Phase):
             self.pace(run)
             self.close()

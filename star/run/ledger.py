@@ -1,0 +1,61 @@
+"""A run folder seen from outside: which name is free, whose files these are, and whether they are whole."""
+
+import os
+import zlib
+from pathlib import Path
+
+from checkpoints.files import read_json
+
+
+def next_folder(task: str) -> Path:
+    """A new folder runs/<task>-NNN, made at once: two processes get two."""
+    taken = [p.name.rpartition("-")[2] for p in Path("runs").glob(f"{task}-*")]
+    number = max((int(n) for n in taken if n.isdecimal() and len(n) < 10), default=0) + 1
+    while True:
+        folder = Path("runs") / f"{task}-{number:03d}"
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            number += 1
+
+
+def never_began(folder: Path) -> bool:
+    """Is a folder empty, or does it hold only what a run leaves that was stopped before its first state.json?"""
+    if not folder.is_dir():
+        return False
+    ours = {".lock", "samples", "adapters", "config.json", "config.json.tmp", "state.json.tmp"}
+    inside = {p.name for p in folder.iterdir()}
+    config = folder / "config.json"
+    return inside <= ours and not any(any((folder / name).iterdir()) for name in inside & {"samples", "adapters"}) and (
+        not config.is_file() or "settings" in read_json(config))
+
+
+def refuse_links(folder: Path) -> None:
+    """ValueError for a link, pipe or device inside a run: what is written would go where somebody else chose."""
+    for where, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(where, name)
+            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+                raise ValueError(f"{path} is a link, or no plain file: a run is written only where it stands; put a "
+                                 "copy in its place")
+
+
+def is_ledger(files: object) -> bool:
+    return isinstance(files, dict) and all(
+        isinstance(v, list) and len(v) == 2 and all(type(n) is int for n in v) for v in files.values())
+
+
+def size_and_checksum(path: Path, most: int | None = None) -> list[int]:
+    """[bytes, CRC-32] of a file, or of its first `most` bytes; [-1, 0] where there is none."""
+    if not path.is_file():
+        return [-1, 0]
+    size, code = 0, 0
+    with open(path, "rb") as f:
+        while piece := f.read(1 << 20 if most is None else min(1 << 20, most - size)):
+            size, code = size + len(piece), zlib.crc32(piece, code)
+    return [size, code]
+
+
+def clipped(names: list[str], most: int = 20) -> str:
+    return ", ".join(name[:40] for name in names[:most]) + (", ..." if len(names) > most else "")

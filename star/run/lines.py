@@ -1,0 +1,81 @@
+"""Files of records, a line of JSON each: appended so that a stop loses no line before the last, and read strictly."""
+
+import json
+import os
+from pathlib import Path
+
+from star.evaluate import VERDICTS
+from star.problem import SAMPLED, Generation
+
+
+def append(path: Path, records: list[dict]) -> None:
+    """Add lines to a file; they are on the disk when this returns. OSError where it is full: then none is added."""
+    data = "".join(json.dumps(r, allow_nan=False) + "\n" for r in records).encode()
+    with open(path, "ab", buffering=0) as f:
+        start = f.tell()
+        try:
+            while data:
+                data = data[f.write(data) :]
+            os.fsync(f.fileno())
+        except OSError:
+            f.truncate(start)
+            raise
+
+
+def read_lines(path: Path) -> list[dict]:
+    """Records of a JSONL file; a last line that a stop cut short is left out. [] where there is no file.
+
+    ValueError names the line that is no JSON object.
+    """
+    if not path.is_file():
+        return []
+    records = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):  # behind the last newline is no whole line
+        try:
+            record = json.loads(line.decode(), parse_constant=_no_number)
+            if not isinstance(record, dict):
+                raise ValueError(f"it holds a {type(record).__name__}, not an object")
+        except (ValueError, RecursionError) as e:
+            raise ValueError(f"{path} is damaged: line {number}: {e}") from None
+        records.append(record)
+    return records
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number in JSON")
+
+
+def generation(record: dict) -> Generation:
+    fields = {k: v for k, v in record.items() if k not in ("chunk", "question", "right_answer")}
+    return Generation(**fields | {"tokens": tuple(fields["tokens"])})
+
+
+def whole_chunks(records: list[dict], path: Path = Path("samples")) -> list[dict]:
+    """Leave out a last chunk that a stop cut short: made again with its former neighbours, it comes out the same.
+
+    ValueError names the line whose "chunk", the number of lines in its chunk, is no such number.
+    """
+    start = 0
+    while start < len(records):
+        size = records[start].get("chunk")
+        if type(size) is not int or size < 1:
+            raise ValueError(f"{path} is damaged: line {start + 1}: \"chunk\" is {size!r}, and must be at least 1")
+        if start + size > len(records):
+            break
+        start += size
+    return records[:start]
+
+
+def checked(record: dict, path: Path, number: int) -> Generation:
+    """The generation of a line. ValueError names file and line where it is none that this version knows."""
+    try:
+        g = generation(record)
+        named = g.phase in SAMPLED and g.verdict in VERDICTS
+        numbers, texts = (g.iteration, g.sample), (g.problem, g.text, g.answer or "", g.source)
+        scores = [*(g.scores or {}).values(), *([] if g.reward is None else [g.reward])]
+        if not (named and all(isinstance(n, int) for n in (*numbers, *g.tokens)) and all(
+                isinstance(t, str) for t in texts) and all(isinstance(s, int | float) for s in scores)):
+            raise TypeError("a field has a value that it cannot have")
+    except (AttributeError, KeyError, TypeError) as e:
+        raise ValueError(f"{path}, line {number}, is no generation that this version knows: {e}") from None
+    return g
