@@ -125,18 +125,18 @@ def test_a_lap_is_what_was_done_since_the_last(known):
     sampler = SimpleNamespace(model=random_decoder(dtype=torch.float32), work=Counter(drawn=7, decoded=7, passes=7))
     meter = Meter(sampler)
     body, head = meter.body, meter.head
-    assert meter.lap(1.0, 0.0, {}) == {}, "what was done before is not its own"
+    assert meter.lap(1.0, 0.0, 0, {}) == {}, "what was done before is not its own"
     sampler.work.update(prefilled=10, decoded=4, drawn=6, passes=5, keys=50)
     metrics = {"trained_tokens": 20, "target_tokens": 5}
     token = KVCache.bytes_a_token(sampler.model.config, torch.float32)
-    use = meter.lap(2.0, 4.0, metrics)
+    use = meter.lap(2.0, 4.0, metrics["trained_tokens"], metrics)
     assert use["sampling"] == pytest.approx({
         "tokens": 6, "seconds": 2.0, "matmul": 2 * (14 * body + 6 * head) / 1000 / 2,
         "bandwidth": (5 * 4 * (body + head) + 50 * token) / 100 / 2}, rel=1e-4)
     assert use["training"] == pytest.approx(
         {"tokens": 20, "seconds": 4.0, "matmul": 4 * (20 * body + 5 * head) / 1000 / 4}, rel=1e-4)
-    assert meter.lap(2.0, 4.0, {}) == {}
-    assert meter.lap(0.0, 4.0, metrics).keys() == {"training"}
+    assert meter.lap(2.0, 4.0, 0, {}) == {}
+    assert meter.lap(0.0, 4.0, metrics["trained_tokens"], metrics).keys() == {"training"}
 
 
 def test_several_laps_are_one_by_their_seconds():

@@ -93,10 +93,12 @@ class Run:
 
         changed: settings in place of the run's own. Settings that its version did not have are at their defaults.
         """
-        begun = (folder / "metrics.jsonl").exists()  # else it was stopped before its first state.json
+        begun = read_lines(folder / "metrics.jsonl") != []  # else it may have been stopped before its first state.json
         for name in ("config.json", *["state.json"] * begun):
             if not (folder / name).is_file():
-                raise FileNotFoundError(f"{folder} is no run: it has no {name}; a run lies in runs/NAME")
+                new = "it was stopped before it began: begin it again by --out" if never_began(folder) else (
+                    "a run lies in runs/NAME")
+                raise FileNotFoundError(f"{folder} is no run: it has no {name}; {new}")
         written, state = read_json(folder / "config.json"), read_json_if_there(folder / "state.json")
         state = state or {"iteration": -1}
         settings, options, files = written.get("settings"), written.get("options", {}), state.get("files", {})
@@ -301,7 +303,8 @@ class Run:
             **({"notes": self.notes} if self.notes else {}),
         }
         if self.meter:
-            use = self.meter.lap(self.clock.student, self.clock.seconds.get("train", 0.0), event.metrics)
+            trained = self.clock.seconds.get("train", 0.0), self.clock.tokens.get("train", 0)
+            use = self.meter.lap(self.clock.student, *trained, event.metrics)
             self.timings |= {"rates": self.meter.rates and asdict(self.meter.rates), "use": use}
         append(self.folder / "timings.jsonl", [self.timings])
         self._write_state(n, event.metrics.get("best"), event.done)

@@ -110,22 +110,24 @@ class Meter:
     def __str__(self) -> str:
         return str(self.rates) if self.rates else "could not be measured here: no shares of them are shown"
 
-    def lap(self, sampling: float, training: float, metrics: dict) -> dict:
+    def lap(self, sampling: float, training: float, trained: int, metrics: dict) -> dict:
         """Since the last lap: {"sampling": {"tokens": 210400, "matmul": 0.42, "bandwidth": 0.07, "seconds": 8.1},
         "training": the same without bandwidth}, without what did not happen; {} where rates could not be measured.
 
-        sampling, training: the seconds of both. metrics: of the iteration.
+        sampling, training: the seconds of both. trained: tokens that were trained on in them, of all that the
+        iteration's metrics count (a stopped training may have done some before).
         """
         did, self._before = Counter(self.sampler.work) - self._before, Counter(self.sampler.work)
         if self.rates is None:
             return {}
-        found, trained = {}, metrics.get("trained_tokens", 0)
+        found = {}
         if did["drawn"] and sampling:
             flops, read = self.sampling(did)
             found["sampling"] = {"tokens": did["drawn"], "matmul": flops / self.rates.matmul / sampling,
                                  "bandwidth": read / self.rates.copy / sampling, "seconds": sampling}
         if trained and training:
-            flops = self.training(trained, metrics["target_tokens"])
+            targets = metrics["target_tokens"] * trained / metrics["trained_tokens"]
+            flops = self.training(trained, targets)
             found["training"] = {"tokens": trained, "matmul": flops / self.rates.matmul / training,
                                  "seconds": training}
         return {phase: {name: round(value, 4) for name, value in use.items()} for phase, use in found.items()}
@@ -137,7 +139,7 @@ class Meter:
         weights = (self.body + self.head) * model.dtype.itemsize
         return flops, did["passes"] * weights + did["keys"] * KVCache.bytes_a_token(model.config, model.dtype)
 
-    def training(self, tokens: int, targets: int) -> int:
+    def training(self, tokens: int, targets: float) -> float:
         """Floating point operations: forward, and gradients of inputs; frozen weights have none of their own."""
         return 4 * (self.body * tokens + self.head * targets)
 
