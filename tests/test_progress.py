@@ -44,7 +44,7 @@ def test_a_run_says_what_it_did_and_cost(capsys):
     out = capsys.readouterr().out
     run = Path("runs/arithmetic-001")
     metrics, state = read_lines(run / "metrics.jsonl"), json.loads((run / "state.json").read_text())
-    assert (state["iteration"], state["finished"], state["best"]) == (1, True, 0)  # what such a learning rate leaves cannot add
+    assert (state["iteration"], state["finished"], state["best"]) == (1, True, 0)  # what is left cannot add
     base, first = metrics
     low, high = base["interval"]["mean"]
     share = f"{base['accuracy']['mean']:.1%}"
