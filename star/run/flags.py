@@ -107,7 +107,7 @@ def command(body: Callable[[list[str]], int | None]) -> Callable[..., int]:
 
 def one_line(text: str, most: int = 2000) -> str:
     """A message as one line without anything that a terminal obeys, whatever names it quotes."""
-    return visible(" ".join(text[:most].split()))
+    return visible(" ".join(text[:most].split()))[:most]
 
 
 def read_flags(argv: list[str], doc: str, more: Callable[[Parser], None] = lambda parser: None
