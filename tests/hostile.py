@@ -4,7 +4,7 @@ that users call, and ends in success, in a refusal of one line, or is a fault.
     for case in range(100):
         rng = random.Random(f"config {case}")
         (folder / "config.json").write_text(dumped(mutated(sound, rng)))
-        faults.judge(f"config {case}", folder / "config.json", lambda: use_model(folder))
+        faults.judge(f"config {case}", folder / "config.json", use_model, folder)
     assert not faults, faults.said()
 
 `use` must use what it has loaded and assert that it is sound: an AssertionError is a misreading.
@@ -179,9 +179,9 @@ class Faults(list):
         self.ended: Counter = Counter()
         self.slowest = (0.0, "")
 
-    def judge(self, case: str, named: Path | str, use: Callable[[], object], seconds: float = SECONDS,
+    def judge(self, case: str, named: Path | str, use: Callable[..., object], *args: object, seconds: float = SECONDS,
               mib: float = MIB, must: str | None = None) -> str:
-        """Run a case: "success", "refused" or "fault", and the last is written down.
+        """Run a case, use(*args): "success", "refused" or "fault", and the last is written down.
 
         named: the file or folder, whose name must stand in a refusal; "": any may. must: how the case has to end, where
         the truth is known.
@@ -191,7 +191,7 @@ class Faults(list):
             warnings.simplefilter("always")
             try:
                 with memory.bounded(), limited(seconds):
-                    use()
+                    use(*args)
             except REFUSALS as e:
                 ended, said = "refused", str(e)
             except TooLong:
