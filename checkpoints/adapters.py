@@ -17,6 +17,7 @@ from torch import Tensor
 
 from checkpoints.families import Layout
 from checkpoints.files import TensorFile, read_json, write_json, write_tensors
+from checkpoints.patterns import check
 from star import lora
 from star.decoder import Decoder
 
@@ -29,7 +30,6 @@ MOST = 1e30  # of an alpha
 END, LAYER = r"(.*\.)?({})$", r"(?:^|.*?\.){}\.(\d+)\."  # where PEFT looks for patterns in a module's path
 WILD = re.compile(r"(?:[*+{?].*){4}|\)[*+{]|[*+}?][*+{]", re.S)  # expressions that Python's own `re` may try for hours
 MOST_SECONDS = 0.5  # that one of those is tried on one name
-MOST_LETTERS, MOST_COUNT = 5000, 1000  # of an expression, and of the product of its counts: gigabytes otherwise
 NEW_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations that change the base's weights
 
 
@@ -191,18 +191,6 @@ def _match(expression: str, name: str, config: dict, whole: bool = False) -> re.
                          "an end: write a simpler one") from None
 
 
-def _check_expression(expression: str, around: str) -> None:
-    """ValueError says why this is no regular expression to be tried, alone or with that around it."""
-    counts = [int(n[:9]) for n in re.findall(r"\{[^}]*?(\d+),?\}", expression)]
-    if len(expression) > MOST_LETTERS or math.prod(max(n, 1) for n in counts) > MOST_COUNT:
-        raise ValueError(f"more than {MOST_LETTERS} characters, or counts whose product is above {MOST_COUNT}")
-    try:
-        re.compile(expression)
-        re.compile(around.format(expression))
-    except (re.error, OverflowError, RecursionError) as e:
-        raise ValueError(str(e) or type(e).__name__) from None
-
-
 def _targeted(config: dict, name: str) -> bool:
     """PEFT's rule for one module's path."""
     def among(which: str | list[str]) -> bool:
@@ -281,7 +269,7 @@ def _read_config(folder: Path) -> dict:
             if type(value) not in kinds or not 0 < value < MOST:
                 raise ValueError(f"{where}; it must be a positive number")
             try:
-                _check_expression(key, END)
+                check(key, END)
             except ValueError as e:
                 raise ValueError(f"{where[:300]}, and that is no regular expression ({e})") from None
     if not isinstance(config.get("use_rslora"), bool | None):
@@ -306,7 +294,7 @@ def _check_names(folder: Path, config: dict) -> None:
         if key == "layers_pattern" or type(value) is str:
             try:
                 for value in values:
-                    _check_expression(value, LAYER if key == "layers_pattern" else "{}")
+                    check(value, LAYER if key == "layers_pattern" else "{}")
             except ValueError as e:
                 raise ValueError(f"{folder}/adapter_config.json: {key} is no regular expression ({e})") from None
 

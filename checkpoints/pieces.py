@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable
 
 from checkpoints.bpe import BPE, LONGEST, REMEMBERED, byte_tokens, checked
-from checkpoints.steps import META, metaspace, pre_tokenizer, replace
+from checkpoints.steps import META, content_of, grown, metaspace, pre_tokenizer, replace
 
 WORDS = re.compile(f"{META}*[^{META}]+|{META}+")
 BEFORE = "."  # stands for the text before, in a decoder
@@ -123,9 +123,11 @@ def _decoder(part: dict | None) -> Callable[[list[str]], list[str]]:
     if kind == "Sequence":
         steps = [_decoder(p) for p in part["decoders"]]
         def all_steps(tokens: list[str]) -> list[str]:
+            out = tokens
             for step in steps:
-                tokens = step(tokens)
-            return tokens
+                out = step(out)
+                grown(sum(map(len, out)), sum(map(len, tokens)))
+            return out
         return all_steps
     if kind == "Replace":
         change = replace(part)
@@ -135,7 +137,9 @@ def _decoder(part: dict | None) -> Callable[[list[str]], list[str]]:
     if kind == "Fuse":
         return lambda tokens: ["".join(tokens)]
     if kind == "Strip":
-        left, right = (re.compile(f"{re.escape(part['content'])}{{0,{part[side]}}}") for side in ("start", "stop"))
+        if odd := [part[side] for side in ("start", "stop") if type(part[side]) is not int or part[side] < 0]:
+            raise ValueError(f"a Strip takes {odd[0]!r} away; it must be a number from 0 on")
+        left, right = (re.compile(f"(?:{re.escape(content_of(part))}){{0,{part[side]}}}") for side in ("start", "stop"))
         def strip(token: str) -> str:
             token = token[left.match(token).end() :]
             return token[: len(token) - right.match(token[::-1]).end()]

@@ -10,11 +10,14 @@ import unicodedata
 from collections.abc import Callable
 
 from checkpoints.charsmap import charsmap
+from checkpoints.patterns import Timed
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # Unicode's white space; str.strip would take the separators U+001C to U+001F too
 SPACES = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 META = "\u2581"  # what SentencePiece writes for a space
+MOST_CONTENT = 1000  # characters that a step may write in one place
+MOST_GROWN, A_LETTER = 100_000, 20  # characters that steps may make of a text: so many, and of each letter so many
 
 Cut = Callable[[str, bool], list[str]]  # (text, does it begin the sequence?) -> its pieces
 
@@ -27,18 +30,6 @@ def byte_alphabet() -> dict[int, str]:
 
 
 ALPHABET = byte_alphabet()
-
-
-def compiled(pattern: str):
-    """A pattern of the `regex` package: the standard library's lacks character classes such as \\p{L}."""
-    try:
-        import regex
-    except ImportError:
-        raise ValueError("this tokenizer needs the package regex: pip install -e '.[models]'") from None
-    try:
-        return regex.compile(pattern)
-    except regex.error as e:
-        raise ValueError(f"the pattern {pattern!r} cannot be read: {e}") from None
 
 
 def split(text: str, pattern, behavior: str, invert: bool = False) -> list[str]:
@@ -117,7 +108,7 @@ def pre_tokenizer(part: dict | None) -> Cut:
     if kind == "Sequence":
         return _in_turn([pre_tokenizer(p) for p in part["pretokenizers"]])
     if kind == "ByteLevel":
-        pattern = compiled(GPT2) if part.get("use_regex", True) else None
+        pattern = Timed(GPT2) if part.get("use_regex", True) else None
         return functools.partial(_byte_level, spaced=part.get("add_prefix_space", True), pattern=pattern)
     if kind == "Metaspace":
         mark, scheme = metaspace(part)
@@ -136,7 +127,7 @@ def pre_tokenizer(part: dict | None) -> Cut:
         pattern, behavior = r"\s", "Removed"
     else:
         raise ValueError(f"the pre-tokenizer {kind!r} is not supported")
-    return _cut_by(compiled(pattern), behavior, invert)
+    return _cut_by(Timed(pattern), behavior, invert)
 
 
 def _cut_by(pattern, behavior: str, invert: bool) -> Cut:
@@ -148,15 +139,31 @@ def _cut_by(pattern, behavior: str, invert: bool) -> Cut:
 
 def _pattern(given: dict):
     """Plain strings need no package."""
-    return compiled(given["Regex"]) if "Regex" in given else re.compile(re.escape(given["String"]))
+    return Timed(given["Regex"]) if "Regex" in given else re.compile(re.escape(given["String"]))
+
+
+def content_of(part: dict, key: str = "content") -> str:
+    """What a step writes. ValueError if it is no text, or a long one: many steps would make gigabytes of it."""
+    if not isinstance(part[key], str) or len(part[key]) > MOST_CONTENT:
+        raise ValueError(f"a {part.get('type')} writes {repr(part[key])[:60]}; it must be a text of at most "
+                         f"{MOST_CONTENT} characters")
+    return part[key]
+
+
+def grown(letters: int, of: int) -> None:
+    """ValueError if a text of so many letters became so many more."""
+    if letters > MOST_GROWN + A_LETTER * of:
+        raise ValueError(f"tokenizer.json: its steps make {letters:,} characters of {of:,}: fetch it again")
 
 
 def replace(part: dict) -> Callable[[str], str]:
     """A `Replace` of a normalizer or a decoder."""
-    pattern, content = part["pattern"], part["content"]
+    pattern, content = part["pattern"], content_of(part)
     if "Regex" not in pattern:
+        if not isinstance(pattern["String"], str):
+            raise ValueError(f"a Replace looks for {repr(pattern['String'])[:60]}; it must be a text")
         return lambda text: text.replace(pattern["String"], content)
-    regex = compiled(pattern["Regex"])
+    regex = Timed(pattern["Regex"])
     return lambda text: regex.sub(lambda _: content, text)
 
 
@@ -167,7 +174,12 @@ def normalizer(part: dict | None) -> Callable[[str], str]:
     kind = part.get("type")
     if kind == "Sequence":
         steps = [normalizer(p) for p in part["normalizers"]]
-        return lambda text: functools.reduce(lambda t, step: step(t), steps, text)
+        def all_steps(text: str) -> str:
+            out = text
+            for step in steps:
+                grown(len(out := step(out)), len(text))
+            return out
+        return all_steps
     if kind in ("NFC", "NFD", "NFKC", "NFKD"):
         return functools.partial(unicodedata.normalize, kind)
     if kind == "Lowercase":
@@ -175,10 +187,11 @@ def normalizer(part: dict | None) -> Callable[[str], str]:
     if kind == "Replace":
         return replace(part)
     if kind == "Prepend":
-        return lambda text: part["prepend"] + text if text else text
+        content = content_of(part, "prepend")
+        return lambda text: content + text if text else text
     if kind == "Strip":
         left, right = (SPACES if part.get(f"strip_{side}") else "" for side in ("left", "right"))
         return lambda text: text.lstrip(left).rstrip(right)
     if kind == "Precompiled":
-        return charsmap(part["precompiled_charsmap"], compiled(r"\X"))
+        return charsmap(part["precompiled_charsmap"], Timed(r"\X"))
     raise ValueError(f"the normalizer {kind!r} is not supported")

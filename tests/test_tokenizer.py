@@ -12,7 +12,8 @@ from conftest import GOLDEN, SHIPPED, refused
 
 import checkpoints
 from checkpoints.bytelevel import ByteLevelBPE
-from checkpoints.steps import ALPHABET, compiled, normalizer, pre_tokenizer, split
+from checkpoints.patterns import Timed
+from checkpoints.steps import ALPHABET, normalizer, pre_tokenizer, split
 from checkpoints.tokenizer import AddedTokens
 
 CASES = sorted(p.parent.name for p in GOLDEN.glob("tok_*/cases.json"))
@@ -163,8 +164,8 @@ def test_half_a_character_waits(folder):
     ("MergedWithPrevious", ["a-", "-", "b"], ["a", "-", "-b"]), ("MergedWithNext", ["a", "-", "-b"], ["a-", "-", "b"]),
     ("Contiguous", ["a", "--", "b"], ["a", "--", "b"])])
 def test_split(behavior, pieces, inverted):
-    assert split("a--b", compiled("-"), behavior) == pieces
-    assert split("a--b", compiled("-"), behavior, invert=True) == inverted
+    assert split("a--b", Timed("-"), behavior) == pieces
+    assert split("a--b", Timed("-"), behavior, invert=True) == inverted
 
 
 def test_signs_of_ascii_are_punctuation_too():
