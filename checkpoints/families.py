@@ -8,15 +8,17 @@ family needs and this file lacks is refused by name, never ignored.
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from checkpoints.keys import count, finite, need
 from star.decoder import DecoderConfig
 from star.positions import ROPE_KINDS, Rope
 
 LLAMA_NAMES = {"attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
+ROPE_NUMBERS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings", "beta_fast",
+                "beta_slow", "mscale", "mscale_all_dim", "attention_factor", "llama_4_scaling_beta")
 ACTS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "relu": "relu", "relu2": "relu2", "gelu_new": "gelu_tanh",
         "gelu_pytorch_tanh": "gelu_tanh"}
 
@@ -88,7 +90,7 @@ def baseline(c: dict) -> Mapped:
         vocab=count(c, "vocab_size"), d_model=width, n_layers=count(c, "num_hidden_layers"), n_heads=heads, n_kv=kv,
         head_dim=count(c, "head_dim", width // heads), d_ff=count(c, "intermediate_size"),
         act=act(c, "hidden_act", "silu"), norm_eps=c.get("rms_norm_eps", 1e-6),
-        max_pos=c.get("max_position_embeddings", 2048), tied=bool(c.get("tie_word_embeddings", False)),
+        max_pos=count(c, "max_position_embeddings", 2048), tied=bool(c.get("tie_word_embeddings", False)),
         ropes=(read_rope(c, {"rope_theta": c.get("rope_theta"), **rope_keys(c)}),))
     return config, Layout(LLAMA_NAMES)
 
@@ -232,6 +234,7 @@ def nemotron(c: dict) -> Mapped:
 
 
 TIED = {"tie_word_embeddings": True}
+QWEN = {"num_key_value_heads": 32, "sliding_window": 4096, "max_position_embeddings": 32_768}
 GEMMA2 = TIED | {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "sliding_window": 4096}
 GEMMA3 = GEMMA2 | {"max_position_embeddings": 131_072, "vocab_size": 262_208, "hidden_size": 2304,
                    "intermediate_size": 9216, "num_hidden_layers": 26}
@@ -241,9 +244,8 @@ FAMILIES: dict[str, tuple[Callable[[dict], Mapped], dict]] = {
     "mistral": (mistral, {"num_key_value_heads": 8, "sliding_window": 4096, "max_position_embeddings": 131_072}),
     "ministral3": (ministral3, {"num_key_value_heads": 8, "head_dim": 128, "rms_norm_eps": 1e-5,
                                 "max_position_embeddings": 262_144}),
-    "qwen2": (qwen2, {"num_key_value_heads": 32, "sliding_window": 4096, "max_position_embeddings": 32_768}),
-    "qwen3": (qwen3, {"num_key_value_heads": 32, "head_dim": 128, "sliding_window": 4096,
-                      "max_position_embeddings": 32_768}),
+    "qwen2": (qwen2, QWEN),
+    "qwen3": (qwen3, QWEN | {"head_dim": 128}),
     "smollm3": (smollm3, TIED | {"num_key_value_heads": 4, "rope_theta": 2e6, "max_position_embeddings": 32_768}),
     "granite": (granite, {}),
     "granitemoehybrid": (granite4, {}),
@@ -257,21 +259,6 @@ FAMILIES: dict[str, tuple[Callable[[dict], Mapped], dict]] = {
     "RefinedWebModel": (falcon, TIED),
     "nemotron": (nemotron, {"max_position_embeddings": 4096}),
 }
-
-
-def need(c: dict, key: str) -> Any:
-    """c[key], or a ValueError that names the key."""
-    if c.get(key) is None:
-        raise ValueError(f"config.json lacks the key {key!r}")
-    return c[key]
-
-
-def count(c: dict, key: str, default: int | None = None) -> int:
-    """c[key], a positive whole number; ValueError if it is anything else, or is not there and there is no default."""
-    value = need(c, key) if default is None else default if c.get(key) is None else c[key]
-    if type(value) is not int or value < 1:
-        raise ValueError(f"config.json has {key!r}: {value!r}; it must be a positive whole number")
-    return value
 
 
 def act(c: dict, key: str, default: str) -> str:
@@ -309,14 +296,16 @@ def read_rope(c: dict, given: dict) -> Rope:
     if kind not in ROPE_KINDS:
         raise ValueError(f"rope kind {kind!r} is not supported; supported are {', '.join(ROPE_KINDS)}")
     longest = c.get("max_position_embeddings", 2048)
-    args |= {"original_max_position_embeddings": c.get("original_max_position_embeddings")
-             or args.get("original_max_position_embeddings", longest)}
-    if kind == "yarn":
-        args.setdefault("factor", longest / args["original_max_position_embeddings"])
+    origin = "original_max_position_embeddings"
+    args[origin] = c.get(origin) or args.get(origin, longest)
+    if kind == "yarn" and "factor" not in args:
+        args["factor"] = longest / count(args, origin)
     for key in {"linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}.get(kind, ()):
         need(args, key)
-    numbers = {k: v for k, v in args.items() if isinstance(v, int | float)}
-    return Rope(float(theta), kind, numbers)
+    numbers = {"rope_theta": theta} | {k: v for k, v in args.items() if k in ROPE_NUMBERS}
+    for key, value in numbers.items():
+        finite(key, value)
+    return Rope(float(theta), kind, numbers | {"truncate": bool(args.get("truncate", True))})
 
 
 def family_of(c: dict) -> str:
@@ -342,8 +331,8 @@ def decoder_config(raw: dict) -> Mapped:
     config, layout = family(defaults | raw)
     for f in fields(config):
         value = getattr(config, f.name)
-        if f.type in (int, float) and type(value) not in (int, f.type):
-            raise ValueError(f"config.json makes {f.name} {value!r}; it must be a number")
+        if f.type in (int, float):
+            finite(f.name, value, (int, f.type))
         if f.name in ("rope_of", "windows") and len(value) not in (0, config.n_layers):
             raise ValueError(f"config.json makes {f.name} for {len(value)} layers, but there are {config.n_layers}")
     return config, layout

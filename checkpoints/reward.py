@@ -55,7 +55,7 @@ def outline_reward_model(path: str | Path, dtype: torch.dtype | str | None = Non
     folder = Path(path)
     raw, config, _ = load_config(folder)
     files = tensor_files(folder)
-    kind = ", ".join(raw.get("architectures") or [])
+    kind = ", ".join(map(str, raw.get("architectures") or [])) if isinstance(raw.get("architectures"), list) else ""
     if "score.weight" not in files and "SequenceClassification" in kind:
         raise ValueError(f"{folder} calls itself {kind}, but holds no score.weight: fetch it again")
     weights, format = _own(folder, raw, files)

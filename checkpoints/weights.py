@@ -27,6 +27,7 @@ COMPANIONS = ("tokenizer", "special_tokens", "added_tokens", "vocab.", "merges."
               "chat_template", "preprocessor_config", "processor_config")  # files that an export takes along
 SCORE = ("score.weight", "score.bias")  # the head of a judge: checkpoints/reward reads it
 MOST_SHARD = 5 * 10**9  # bytes
+MOST_HEAD = 1 << 16  # entries of a head
 READERS = min(4, os.cpu_count() or 1)  # threads that read: most of the time goes into the pages of new memory
 
 
@@ -49,11 +50,30 @@ def load_config(path: str | Path) -> tuple[dict, DecoderConfig, Layout]:
         raise ValueError(f"{folder} holds adapters, not a model: give the folder of their base model")
     raw = read_json(folder / "config.json")
     try:
-        return raw, *decoder_config(raw)
+        config, layout = decoder_config(raw)
+        _try(config)
+        return raw, config, layout
     except ValueError as e:
         raise ValueError(f"{folder}: {e}") from None
-    except (TypeError, AttributeError, AssertionError, ArithmeticError, LookupError) as e:  # a value of another kind
-        raise ValueError(f"{folder}/config.json does not make sense ({e})") from None
+    except (TypeError, AttributeError, AssertionError, ArithmeticError, LookupError, RuntimeError) as e:
+        said = " ".join(str(e).split())[:200]  # a value of another kind; torch adds pages to what it says
+        raise ValueError(f"{folder}/config.json does not make sense ({said})") from None
+
+
+@torch.no_grad()
+def _try(config: DecoderConfig) -> None:
+    """Does a small decoder with these factors and ropes, a layer each, say numbers? ValueError if it does not."""
+    ropes = range(len(config.ropes))
+    if config.norm_eps < 0 or config.head_dim > MOST_HEAD or config.rot_dim > config.head_dim or config.rot_dim < 0:
+        raise ValueError(f"config.json makes norm_eps {config.norm_eps:g}, head_dim {config.head_dim:,} and rot_dim "
+                         f"{config.rot_dim:,}, which is no model")
+    model = Decoder(replace(config, vocab=4, d_model=8, n_heads=1, n_kv=1, d_ff=8, n_layers=max(1, len(ropes)),
+                            rope_of=tuple(ropes), windows=()))
+    for p in model.parameters():
+        p.copy_(torch.linspace(-0.5, 1, p.numel()).view(p.shape))
+    if not model(torch.tensor([[0, 1, 2]])).isfinite().all():
+        raise ValueError("with the numbers of config.json (rope, norm, scales) a model computes no numbers: fetch it "
+                         "again")
 
 
 def outline(path: str | Path, dtype: torch.dtype | str | None = None, judge: bool = False) -> Decoder:
@@ -68,6 +88,7 @@ def outline(path: str | Path, dtype: torch.dtype | str | None = None, judge: boo
     layout = layout.rooted(files)
     if "score.weight" in files and not judge:
         raise ValueError(f"{folder} is a judge: it has a score head and no vocabulary's; give it as --reward")
+    _check_sizes(folder, config, files)
     config = replace(config, tied=judge or (config.tied and not _own_head(files, layout)))  # tied: no head of its own
     with torch.device("meta"):
         model = Decoder(config).to(_dtype(folder, raw, dtype) or _dtype_of(files, layout))
@@ -102,8 +123,8 @@ def fill(model: Decoder, device: str | torch.device) -> Decoder:
     with ThreadPoolExecutor(READERS) as pool:
         for name, finite in zip(names, pool.map(read, names), strict=True):
             if not finite:
-                warnings.warn(f"{files[name].path}: {name} holds numbers that are not finite (NaN or infinite): fetch "
-                              "it again, or expect nonsense", stacklevel=3)
+                warnings.warn(f"{files[name].path}: {name} holds numbers that are not finite, or beyond 2^40: fetch it "
+                              "again, or expect nonsense", stacklevel=3)
     return model
 
 
@@ -149,6 +170,15 @@ def _own_head(files: dict[str, TensorFile], layout: Layout) -> bool:
         return True
     chunks = zip(*(files[name].chunks(name) for name in names), strict=True)
     return not all(torch.equal(a, b) for (_, a), (_, b) in chunks)
+
+
+def _check_sizes(folder: Path, config: DecoderConfig, files: dict[str, TensorFile]) -> None:
+    """Are there files for a decoder of this size? ValueError, before anything is made as large as config.json says."""
+    there = sum(file.entries[name].size for name, file in files.items())
+    most = config.d_model * max(config.vocab, config.d_ff, config.n_heads * config.head_dim)
+    if most > max(there, 1 << 24) or config.n_layers > max(len(files), 100):
+        raise ValueError(f"{folder}: config.json asks for {config.n_layers:,} layers and a matrix of {most:,} numbers, "
+                         f"but the files hold {len(files):,} tensors of {there:,} bytes: fetch the folder again")
 
 
 def _check(model: Decoder) -> None:
