@@ -2,7 +2,7 @@
 
 The template is a program of whoever published the folder. It runs in jinja2's sandbox without a loader: it sees the
 turns and the special tokens' texts, no file and no Python internals, and it can neither draw nor learn the day: equal
-turns are equal texts. Its time and memory are not limited.
+turns are equal texts. What it may do has an end (checkpoints/sandbox).
 
 What is rendered knows which of it came from a turn (checkpoints/typed): there "<|im_end|>" is text, whoever typed it.
 Templates get nothing but the turns: `enable_thinking` and its like are not set, so that their own defaults hold, and
@@ -11,24 +11,18 @@ checkpoints/tokenizer encodes the text.
 """
 
 import contextlib
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
 
 from checkpoints.files import read_json_if_there
+from checkpoints.sandbox import MOST_SOURCE, Budget, TooMuch, jinja2_for, priced, sandbox
 from checkpoints.sentences import SentencePiece
 from checkpoints.special import SETTINGS, read_special
 from checkpoints.typed import sought, typed
 from star.text import Prompt
 
-# The day that templates are told: by the clock, equal runs would differ from one day to the next. Llama 3.1's templates
-# take this one themselves where they are told none.
-TODAY = datetime(2024, 7, 26)
 MOST_SAID = 300  # characters of a template's own complaint that are quoted
 SWITCHES = ("enable_thinking", "thinking", "reasoning_effort")
 # What no published model writes letter by letter, as some do "<|user|>" and "[INST]"
@@ -43,12 +37,14 @@ LIKE = re.compile(r"<\|\w+\|>")  # what might be one
 class ChatTemplate:
     """A template ready to render: the file it stands in, what jinja2 made of it, and bos_token and its like.
 
-    sought: texts that it may look for in a turn. asked: names that it uses and that nobody may have given it.
+    budget: what it may spend. sought: texts that it may look for in a turn. asked: names that it uses and that nobody
+    may have given it.
     """
 
     file: Path
     template: object
     tokens: dict[str, str]
+    budget: Budget
     sought: tuple[str, ...] = ()
     asked: frozenset[str] = frozenset()
     knows_system: bool = True
@@ -63,6 +59,7 @@ class ChatTemplate:
         if not turns or turns[-1][0] != ("assistant" if answered else "user"):
             raise ValueError(f"{self.file}: the last turn to render must be the "
                              f"{'assistant' if answered else 'user'}'s")
+        self.budget.refill()
         try:
             text = self._run(turns, answered)
         except Exception as e:  # a template can fail in any way that a program can
@@ -90,12 +87,13 @@ class ChatTemplate:
 
     def _run(self, turns: Sequence[tuple[str, str]], answered: bool) -> str:
         messages = [{"role": role, "content": content} for role, content in turns]
+        self.budget.begin(messages)
         return self.template.render(
             **self.tokens, messages=messages, tools=None, documents=None, add_generation_prompt=not answered)
 
     def _refuses_system(self, e: Exception) -> bool:
         """Gemma's template says so; Mistral's has never heard of it, and complains of roles that don't alternate."""
-        return type(e) is _jinja2(self.file).exceptions.TemplateError and (
+        return type(e) is jinja2_for(self.file).exceptions.TemplateError and (
             "system" in str(e).lower() or not self.knows_system)
 
 
@@ -115,6 +113,7 @@ def notes_on(chat: object, tokenizer) -> list[str]:
     if not isinstance(chat, ChatTemplate):  # another way to render says nothing of itself
         return []
     its = f"{chat.file.parent.name}: the chat template"
+    chat.budget.refill()
     notes = [f"{its}'s {name} is not set: its own default holds" for name in SWITCHES if name in chat.asked]
     ask, answer, thoughts = ("user", "?"), ("assistant", "!"), ("assistant", "<think>\nhm, hm\n</think>\n\n!")
     thought, system = chat.said([ask, thoughts, ask]), chat.said([("system", "!"), ask])
@@ -145,9 +144,10 @@ def load_chat(path: str | Path) -> ChatTemplate:
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}: fetch the model first")
     file, source = _source(folder)
-    template, looked_for, asked = _compiled(file, source)
+    budget = Budget()
+    template, looked_for, asked = _compiled(file, source, budget)
     names = _names(folder)
-    return ChatTemplate(file, template, names, (*looked_for, *names.values()), asked, "system" in source)
+    return ChatTemplate(file, template, names, budget, (*looked_for, *names.values()), asked, "system" in source)
 
 
 def _names(folder: Path) -> dict[str, str]:
@@ -182,7 +182,8 @@ def _source(folder: Path) -> tuple[Path, str]:
     if files:
         file = Path(_default(folder / "additional_chat_templates", {name: str(f) for name, f in files.items()}))
         try:
-            return file, file.read_text(encoding="utf-8")
+            with open(file, encoding="utf-8") as f:
+                return file, f.read(MOST_SOURCE + 1)
         except UnicodeDecodeError as e:
             raise ValueError(f"{file} is not UTF-8 ({e.reason} at byte {e.start}): fetch it again") from None
     for file in (folder / "chat_template.json", folder / SETTINGS):
@@ -207,80 +208,30 @@ def _default(file: Path, given: object) -> str:
     return given
 
 
-def _jinja2(file: Path) -> ModuleType:
-    """The package. Older ones' sandbox has known ways out."""
-    with contextlib.suppress(ImportError):
-        import jinja2.ext
-        import jinja2.meta
-        import jinja2.sandbox
-        if [int(n) for n in re.findall(r"\d+", version("jinja2"))[:3]] >= [3, 1, 6]:
-            return jinja2
-    raise ValueError(f"{file}: chat templates need the package jinja2, 3.1.6 or newer: pip install -e '.[models]'")
-
-
-def _compiled(file: Path, source: str) -> tuple[object, tuple[str, ...], frozenset[str]]:
+def _compiled(file: Path, source: str, budget: Budget) -> tuple[object, tuple[str, ...], frozenset[str]]:
     """(template, texts that it may look for in a turn, names that it uses)."""
-    jinja2 = _jinja2(file)
-    environment = _environment(jinja2)
+    jinja2 = jinja2_for(file)
+    if len(source) > MOST_SOURCE:
+        raise ValueError(f"{file}: the chat template has {len(source):,} characters; more than {MOST_SOURCE:,} are not "
+                         "read: fetch it again")
+    environment = sandbox(jinja2, budget)
     try:
         tree = environment.parse(source)
         for name in jinja2.meta.find_referenced_templates(tree):  # by include, import, extends; None: a computed name
             raise jinja2.exceptions.SecurityError(f"it asks for the file {name or 'of a computed name'}")
-        template = environment.from_string(tree)
-        return template, tuple(sought(jinja2.nodes, tree)), frozenset(jinja2.meta.find_undeclared_variables(tree))
+        looked_for, asked = tuple(sought(jinja2.nodes, tree)), jinja2.meta.find_undeclared_variables(tree)
+        return environment.from_string(priced(jinja2, budget, tree)), looked_for, frozenset(asked)
     except Exception as e:  # behind jinja2's compiler stands Python's, with limits of its own
         raise _refusal(file, e) from None
 
 
-def _environment(jinja2: ModuleType) -> object:
-    """The sandbox, with what the reference gives to templates, less what is random or reads HTML."""
-
-    class SaidByAssistant(jinja2.ext.Extension):
-        """{% generation %} marks the assistant's words for the reference's losses; here its body is rendered."""
-
-        tags = frozenset({"generation"})
-
-        def parse(self, parser):
-            line = next(parser.stream).lineno
-            return jinja2.nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
-
-    class Namespace(jinja2.utils.Namespace):
-        """Without the attributes that Python itself looks at, such as __call__, which jinja2's own would take."""
-
-        def __init__(self, /, *args, **attributes):
-            super().__init__()
-            for name, value in dict(*args, **attributes).items():
-                self[name] = value
-
-        def __setitem__(self, name, value):
-            if str(name).startswith("_"):
-                raise jinja2.exceptions.SecurityError(f"it sets the attribute {name}")
-            super().__setitem__(name, value)
-
-    def raise_exception(message):
-        raise jinja2.exceptions.TemplateError(str(message))
-
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[SaidByAssistant, jinja2.ext.loopcontrols])
-    environment.filters["tojson"] = _to_json
-    environment.globals |= {"raise_exception": raise_exception, "strftime_now": TODAY.strftime, "namespace": Namespace,
-                            "dict": lambda *args, **items: dict(*args, **items)}  # the type's methods change others
-    del environment.filters["random"], environment.globals["lipsum"]
-    del environment.filters["striptags"]  # would make control tokens of what is typed as "&lt;"
-    return environment
-
-
-def _to_json(value: object, ensure_ascii: bool = False, indent: int | None = None,
-             separators: tuple[str, str] | None = None, sort_keys: bool = False) -> str:
-    """jinja2's own would escape for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
 def _refusal(file: Path, e: Exception) -> ValueError:
     """What went wrong in a template, in one line."""
-    errors, said = _jinja2(file).exceptions, " ".join(str(e).split())[:MOST_SAID]
+    errors, said = jinja2_for(file).exceptions, " ".join(str(getattr(e, "message", None) or e).split())[:MOST_SAID]
     if type(e) is errors.TemplateError:  # that of raise_exception; jinja2 itself raises only its subclasses
         return ValueError(f"{file}: the chat template refuses these turns: {said}")
+    if isinstance(e, TooMuch):
+        return ValueError(f"{file}: the chat template has no end in sight ({said}): not rendered")
     if isinstance(e, errors.SecurityError):
         return ValueError(f"{file}: the chat template reaches outside its sandbox ({said}): not rendered")
     if isinstance(e, errors.TemplateSyntaxError):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 MOST_LETTERS, MOST_COUNT = 5000, 1000  # of an expression, and of the product of its counts: gigabytes otherwise
 CALLS = re.compile(r"\(\?(?:R\)|[+-]?\d+\)|&|P>)")  # an expression within itself: memory without a limit
-MOST_SECONDS, A_LETTER = 0.5, 2e-5  # that one is tried on a text, and as much more for each of its letters
+MOST_SECONDS, A_LETTER = 0.3, 2e-5  # that one is tried on a text, and as much more for each of its letters
 
 
 def check(expression: str, around: str | None = None) -> None:

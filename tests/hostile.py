@@ -119,21 +119,25 @@ class TooLong(BaseException):
     """Not an Exception, so that nobody takes it for what a file has done."""
 
 
+faulthandler.register(signal.SIGVTALRM, chain=True)  # says where it is, then ends the process
+
+
 @contextlib.contextmanager
 def limited(seconds: float):
-    """TooLong behind so many seconds. What does not come back from C code ends the process, with a traceback."""
+    """TooLong behind so many seconds. What does not come back from C code in ten times that ends the process, with a
+    traceback."""
     def ring(*_: object):
         raise TooLong
 
     before = signal.signal(signal.SIGALRM, ring)
-    faulthandler.dump_traceback_later(max(20.0, 10 * seconds), exit=True)
+    signal.setitimer(signal.ITIMER_VIRTUAL, 10 * seconds)
     signal.setitimer(signal.ITIMER_REAL, seconds, 0.5)  # again: a template's own `except` may have swallowed the first
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGALRM, before)
-        faulthandler.cancel_dump_traceback_later()
 
 
 def _status(word: str) -> int:

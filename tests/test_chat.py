@@ -8,7 +8,7 @@ from conftest import GOLDEN, refused
 from styles import STYLES, style_folder
 
 import checkpoints
-from checkpoints import chat
+from checkpoints import sandbox
 from checkpoints.chat import has_chat, load_chat, notes_on
 from star.text import Prompt
 
@@ -515,11 +515,11 @@ def test_no_folder(tmp_path):
 def test_a_missing_or_old_package_is_named(tmp_path, monkeypatch):
     put(tmp_path, CHATML)
     for good in ("3.1.6", "3.10.0rc1", "4.0"):
-        monkeypatch.setattr(chat, "version", lambda name, good=good: good)
+        monkeypatch.setattr(sandbox, "version", lambda name, good=good: good)
         assert rendered(tmp_path)
     words = (f"{tmp_path}/tokenizer_config.json", "package jinja2, 3.1.6 or newer: pip install -e '.[models]'")
     for bad in ("3.1.5", "3.0.9", "2.11.3"):
-        monkeypatch.setattr(chat, "version", lambda name, bad=bad: bad)
+        monkeypatch.setattr(sandbox, "version", lambda name, bad=bad: bad)
         refused(load_chat, tmp_path, words=words)
     monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "jinja2", None)

@@ -25,7 +25,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 from styles import STYLES, style_folder
 
 import checkpoints
-from checkpoints.chat import TODAY, load_chat
+from checkpoints.chat import load_chat
+from checkpoints.sandbox import TODAY
 from star.text import Prompt
 
 PIECES = [" ", "  ", "\n", "\n\n", "\t", "a", "the", " cat", "é", "日本", "12", "3.5", "<", "|", ">", "im_end", "|>",
