@@ -9,6 +9,8 @@ import binascii
 import sys
 from collections.abc import Callable
 
+MOST_TEXT = 200  # bytes that stand for a character: in NFKC 33
+
 
 def charsmap(table: str | None, graphemes) -> Callable[[str], str]:
     """A function that replaces by the table, base64 in the file (None: of nothing). ValueError if it is damaged.
@@ -31,7 +33,10 @@ def charsmap(table: str | None, graphemes) -> Callable[[str], str]:
 
     def found(text: str) -> str | None:
         at = _shortest(units, text.encode("utf-8", "replace"))
-        return None if at is None else texts[at : texts.find(b"\0", at)].decode("utf-8", "replace")
+        end = None if at is None else texts.find(b"\0", at, at + MOST_TEXT)
+        if end == -1:
+            raise ValueError(f"its precompiled_charsmap has no text of less than {MOST_TEXT} bytes for {text!r}")
+        return None if at is None else texts[at:end].decode("utf-8", "replace")
 
     def whole(cluster: str) -> str:
         short = found(cluster) if len(cluster.encode("utf-8", "replace")) < 6 else None

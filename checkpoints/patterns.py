@@ -60,5 +60,5 @@ class Timed:
         return MOST_SECONDS + A_LETTER * len(text)
 
     def _endless(self, text: str) -> ValueError:
-        return ValueError(f"tokenizer.json: the pattern {self._expression[:60]!r} was tried on {len(text):,} letters "
+        return ValueError(f"the pattern {self._expression[:60]!r} was tried on {len(text):,} letters "
                           f"for {self._time(text):.1f} s without an end: fetch it again")

@@ -85,8 +85,9 @@ class Special:
         return tuple(([] if own is None else [own]) + [i for i in self.ends if i != own])
 
 
-def read_special(folder: Path, tokenizer: dict | None = None) -> Special:
-    """tokenizer: the object in tokenizer.json, where there is one. ValueError names file and value of what is no id."""
+def read_special(folder: Path, tokenizer: dict | None = None, file: str = TOKENIZER) -> Special:
+    """tokenizer: the object in tokenizer.json, where there is one, or as of one in another file. ValueError names file
+    and value of what is no id."""
     settings, names = read_json_if_there(folder / SETTINGS), read_json_if_there(folder / MAP)
     there = [name for name in (TOKENIZER, "tokenizer.model", "tekken.json", SETTINGS, MAP, ADDED, *ENDS)
              if (folder / name).is_file()]
@@ -94,7 +95,8 @@ def read_special(folder: Path, tokenizer: dict | None = None) -> Special:
     named = _named(folder, settings, names, notes)
     extra = [_text(t) for part in (settings, names) for t in
              _list(part.get("extra_special_tokens")) or _list(part.get("additional_special_tokens"))]
-    entries = _added(folder, settings, tokenizer or {}, [*named.values(), *extra], notes)
+    entries = _added(folder, settings, {file: (tokenizer or {}).get("added_tokens") or []}, [*named.values(), *extra],
+                     notes)
     ends = sorted({i for name in ENDS for i in _ends(folder, name)})
     nulls = {name for name in settings if settings[name] is None} - set(named)
     extra = [t for t in extra if isinstance(t, str)]
@@ -148,16 +150,15 @@ def _named(folder: Path, settings: dict, names: dict, notes: list[str]) -> dict[
     return {k: v for k, v in (then | first).items() if isinstance(v, str)}
 
 
-def _added(folder: Path, settings: dict, tokenizer: dict, special: list, notes: list[str]) -> list[dict]:
-    """The added tokens of all files; flags by the later of them, ids by tokenizer.json."""
+def _added(folder: Path, settings: dict, listed: dict[str, list], special: list, notes: list[str]) -> list[dict]:
+    """The added tokens of all files; flags by the later of them, ids by tokenizer.json, which listed them."""
     older = [{"content": text, "id": i, "special": text in special}
              for text, i in read_json_if_there(folder / ADDED).items()]
-    listed = tokenizer.get("added_tokens") or []
     newer = [(token if isinstance(token, dict) else {"content": token}) | {"id": int(i) if i.isdecimal() else i}
              for i, token in _decoder(folder, settings).items()]
     found: dict[str, dict] = {}
     taken: dict[int, str] = {}
-    for name, part in ((TOKENIZER, listed), (SETTINGS, newer), (ADDED, older)):
+    for name, part in {**listed, SETTINGS: newer, ADDED: older}.items():
         _check(folder / name, part)
         for entry in part:
             text, i = entry["content"], entry["id"]

@@ -153,7 +153,7 @@ def content_of(part: dict, key: str = "content") -> str:
 def grown(letters: int, of: int) -> None:
     """ValueError if a text of so many letters became so many more."""
     if letters > MOST_GROWN + A_LETTER * of:
-        raise ValueError(f"tokenizer.json: its steps make {letters:,} characters of {of:,}: fetch it again")
+        raise ValueError(f"its steps make {letters:,} characters of {of:,}: fetch it again")
 
 
 def replace(part: dict) -> Callable[[str], str]:

@@ -131,11 +131,12 @@ def _of_word(c: str) -> bool:
 class Tokenizer:
     """A model of pieces, the tokens added to it, and the folder's conventions on where a sequence begins and ends.
 
-    chat: a template (checkpoints/chat), set by who wants prompts to be conversations. notes: what the folder's files
-    disagree on, and who wins.
+    chat: a template (checkpoints/chat), set by who wants prompts to be conversations. file: what its pieces stand in.
+    notes: what the folder's files disagree on, and who wins.
     """
 
     chat = None
+    file: Path | str = "the tokenizer"
 
     def __init__(self, pieces: SentencePiece | ByteLevelBPE | Pieces, added: AddedTokens, before: list[int],
                  after: list[int], bos_id: int | None, eos_ids: tuple[int, ...], notes: Iterable[str] = ()):
@@ -149,8 +150,15 @@ class Tokenizer:
         begins with it already.
 
         Behind a Prompt (star/text) stands nothing, so that it ends in no EOS, which its template's own loses; in front
-        of a rendered one only what its template wrote. What is typed of it holds no control tokens.
+        of a rendered one only what its template wrote. What is typed of it holds no control tokens. ValueError, which
+        names the file: a pattern of it never ends on this text, its steps make gigabytes of it, or it has no piece.
         """
+        try:
+            return self._encode(text, special)
+        except ValueError as e:
+            raise ValueError(f"{self.file}: {e}") from None
+
+    def _encode(self, text: str, special: bool) -> list[int]:
         ids, rendered = [], getattr(text, "rendered", False)
         how = {"spaced": True} if rendered and isinstance(self._pieces, SentencePiece) else {}
         for i, part in enumerate(self._added.split(text)):
@@ -186,7 +194,10 @@ class Tokenizer:
             if beyond:
                 out += [self._added.texts[i] for i in run]
             else:
-                out.append(self._pieces.decode(list(run), first=not out))
+                try:
+                    out.append(self._pieces.decode(list(run), first=not out))
+                except ValueError as e:
+                    raise ValueError(f"{self.file}: {e}") from None
         return "".join(out)
 
 
@@ -197,17 +208,21 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     data = read_json(file) if file.is_file() else None
     try:
         if data is not None and _byte_level(data.get("pre_tokenizer")):
-            return _from_json(folder, data)
-        if (folder / "tokenizer.model").is_file():
-            return _from_sentencepiece(folder, data or {})
-        if (folder / "tekken.json").is_file():
+            tokenizer = _from_json(folder, data)
+        elif (folder / "tokenizer.model").is_file():
+            tokenizer = _from_sentencepiece(folder, data or {})
+        elif (folder / "tekken.json").is_file():
             file = folder / "tekken.json"
-            return _from_tekken(folder, read_json(file))
-        if data is not None:
-            return _from_json(folder, data)
+            tokenizer = _from_tekken(folder, read_json(file))
+        elif data is not None:
+            tokenizer = _from_json(folder, data)
+        else:
+            raise FileNotFoundError(f"no tokenizer.json and no tokenizer.model in {folder}: fetch them from where the "
+                                    "model is")
+        tokenizer.file = file if file.is_file() else folder / "tokenizer.model"
+        return tokenizer
     except (LookupError, TypeError, AttributeError, RecursionError) as e:  # a part is missing, or not what it should be
         raise ValueError(f"{file} is damaged ({type(e).__name__}: {e}): fetch it again") from None
-    raise FileNotFoundError(f"no tokenizer.json and no tokenizer.model in {folder}: fetch them from where the model is")
 
 
 def _byte_level(part: dict | None) -> bool:
@@ -265,10 +280,13 @@ def _from_sentencepiece(folder: Path, data: dict) -> Tokenizer:
 
 def _from_tekken(folder: Path, data: dict) -> Tokenizer:
     """The first ids are control tokens; 1 is BOS and 2 EOS."""
-    pieces, n = ByteLevelBPE.from_tekken(data), data["config"]["default_num_special_tokens"]
+    try:
+        pieces, n = ByteLevelBPE.from_tekken(data), data["config"]["default_num_special_tokens"]
+    except ValueError as e:
+        raise ValueError(f"{folder / 'tekken.json'}: {e}") from None
     listed = {e["rank"]: e["token_str"] for e in data.get("special_tokens") or []} or dict(enumerate(TEKKEN))
     listed = [{"id": i, "content": listed.get(i, f"<SPECIAL_{i}>"), "special": True} for i in range(n)]
-    special = read_special(folder, {"added_tokens": listed})
+    special = read_special(folder, {"added_tokens": listed}, "tekken.json")
     entries = special.complete(pieces.vocab.get)
     added, end = AddedTokens(entries, lambda text: text), special.end(entries, 2)
     return Tokenizer(pieces, added, [1], [], 1, end, special.notes)
