@@ -6,7 +6,6 @@ which changes no id.
 """
 
 import itertools
-import math
 import re
 from collections.abc import Callable, Iterable
 
@@ -15,6 +14,7 @@ from checkpoints.steps import META, content_of, grown, metaspace, pre_tokenizer,
 
 WORDS = re.compile(f"{META}*[^{META}]+|{META}+")
 BEFORE = "."  # stands for the text before, in a decoder
+MOST_SCORE = 1e30
 UNKNOWN = -10.0  # score of an unknown character, beside the least of all pieces
 
 
@@ -23,7 +23,7 @@ class Unigram:
 
     def __init__(self, model: dict):
         scores = [(piece, score) for piece, score in model["vocab"]]
-        odd = next((s for s in scores if type(s[1]) not in (int, float) or not math.isfinite(s[1])), None)
+        odd = next((s for s in scores if type(s[1]) not in (int, float) or not abs(s[1]) < MOST_SCORE), None)
         if odd is not None:
             raise ValueError(f"its vocabulary gives {odd[0]!r} the score {odd[1]!r}; it must be a number")
         self.vocab = checked({piece: i for i, (piece, _) in enumerate(scores)})

@@ -23,6 +23,7 @@ STEPS, RUNS = 100_000, 5  # of one run of a template, and what all runs for one 
 LETTERS = 64  # of a text, that cost a step
 AGAIN = 20  # so many steps more for each that the turns themselves cost: long ones may be looked through so often
 MOST_SOURCE = 1 << 18  # characters of a template: some published ones have 20,000
+PLAIN = (bool, int, float, type(None))
 MOST_BITS = 20_000  # of a whole number
 # A width, in what is written by % or str.format
 WIDE = re.compile(r"%(?:\([^)]*\))?[-+ #0]*(?:\*|\d{4,}|\d*\.(?:\*|\d{4,}))|\{[^{}]*:[^{}]*(?:\d{4,}|\{)")
@@ -38,7 +39,8 @@ class Budget:
     """What a template may still spend: in this run, and in all for one prompt."""
 
     def __init__(self):
-        self.left = self.total = 0
+        self.left = self.begun = self.total = 0
+        self.nodes = 0  # of the template
 
     def refill(self) -> None:
         self.total = -1
@@ -46,18 +48,23 @@ class Budget:
     def begin(self, turns: object) -> None:
         """A run of these turns."""
         most = STEPS + AGAIN * size(turns, STEPS * AGAIN)
-        self.total = RUNS * most if self.total < 0 else self.total
-        self.left = min(most, self.total)
+        self.total = RUNS * most if self.total < 0 else max(self.total - (self.begun - self.left), 0)
+        self.left = self.begun = min(most, self.total)
 
     def spend(self, steps: int) -> None:
         self.left -= steps
-        self.total -= steps
         if self.left < 0:
             raise TooMuch(f"it takes more than {STEPS:,} steps, or makes more than {STEPS * LETTERS:,} characters")
 
     def pay(self, value: object) -> object:
         """The value, paid for by its size."""
-        self.spend(size(value, self.left))
+        kind = type(value)
+        self.spend(1 + len(value) // LETTERS if kind is str else 1 if kind in PLAIN else size(value, self.left))
+        return value
+
+    def cut(self, value: object) -> object:
+        """A slice: what it holds was paid for, only the places are new."""
+        self.pay(range(len(value)) if isinstance(value, list | tuple) else value)
         return value
 
     def each(self, values: Iterable, cost: int) -> Iterator:
@@ -146,6 +153,8 @@ def priced(jinja2: ModuleType, budget: Budget, tree: object) -> object:
     nodes = jinja2.nodes
 
     def by(name: str, node: object, *args: int) -> object:
+        if isinstance(node, nodes.Const):
+            return node
         args = [nodes.Const(arg, lineno=node.lineno) for arg in args]
         return nodes.Filter(node, name, args, [], None, None, lineno=node.lineno)
 
@@ -182,7 +191,7 @@ def priced(jinja2: ModuleType, budget: Budget, tree: object) -> object:
 
         def visit_Getitem(self, node):
             self.generic_visit(node)
-            return by("_pay", node) if isinstance(node.arg, nodes.Slice) else node
+            return by("_cut", node) if isinstance(node.arg, nodes.Slice) else node
 
     budget.nodes = sum(1 for _ in tree.find_all(nodes.Node))
     return Priced().visit(tree).set_environment(tree.environment)
@@ -257,7 +266,7 @@ def sandbox(jinja2: ModuleType, budget: Budget) -> object:
     del environment.filters["striptags"]  # would make control tokens of what is typed as "&lt;"
     for table in (environment.filters, environment.tests):
         table |= {name: _priced(name, function, budget) for name, function in table.items()}
-    environment.filters |= {"_pay": budget.pay, "_each": budget.each}
+    environment.filters |= {"_pay": budget.pay, "_each": budget.each, "_cut": budget.cut}
     environment.globals |= {"raise_exception": raise_exception, "strftime_now": TODAY.strftime, "namespace": Namespace,
                             "dict": lambda *args, **items: dict(*args, **items)}  # the type's methods change others
     return environment

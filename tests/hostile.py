@@ -131,20 +131,22 @@ faulthandler.register(signal.SIGVTALRM, chain=True)  # says where it is, then en
 
 @contextlib.contextmanager
 def limited(seconds: float):
-    """TooLong behind so many seconds. What does not come back from C code in ten times that ends the process, with a
-    traceback."""
+    """TooLong behind so many seconds of this process, whatever else the machine does, or behind ten times that of
+    waiting. What does not come back from C code in ten times that ends the process, with a traceback."""
     def ring(*_: object):
         raise TooLong
 
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_VIRTUAL, 10 * seconds)
-    signal.setitimer(signal.ITIMER_REAL, seconds, 0.5)  # again: a template's own `except` may have swallowed the first
+    timers = {signal.ITIMER_PROF: seconds, signal.ITIMER_REAL: 10 * seconds, signal.ITIMER_VIRTUAL: 10 * seconds}
+    before = {kind: signal.signal(kind, ring) for kind in (signal.SIGPROF, signal.SIGALRM)}
+    for timer, after in timers.items():
+        signal.setitimer(timer, after, 0.5)  # again and again: somebody's `except` may have swallowed the first
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for timer in timers:
+            signal.setitimer(timer, 0)
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
 
 
 def _status(word: str) -> int:
@@ -197,7 +199,7 @@ class Faults(list):
         named: the file or folder, whose name must stand in a refusal; "": any may. must: how the case has to end, where
         the truth is known.
         """
-        ended, said, memory, begun = "success", "", Memory(), time.perf_counter()
+        ended, said, memory, begun = "success", "", Memory(), time.process_time()
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             try:
@@ -211,7 +213,7 @@ class Faults(list):
                 raise
             except BaseException as e:  # whatever else comes out is what this looks for
                 ended, said = "fault", f"{type(e).__name__}: {e}"
-        took, grown = time.perf_counter() - begun, memory.mib()
+        took, grown = time.process_time() - begun, memory.mib()
         wrong = [self._odd(said, named)] if ended == "refused" else [said] if ended == "fault" else []
         wrong += [self._odd(str(w.message), "") for w in warned]
         wrong += [f"{took:.1f} s"] * (ended != "fault" and took > seconds) + [f"{grown:.0f} MiB"] * (grown > mib)
