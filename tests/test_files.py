@@ -2,8 +2,11 @@
 
 import json
 import math
+import os
+import resource
 import shutil
 import struct
+import time
 
 import pytest
 import torch
@@ -22,6 +25,7 @@ from checkpoints.files import (
     write_shards,
     write_tensors,
 )
+from star.text import once
 
 
 def raw(header: dict | bytes, data: bytes = b"") -> bytes:
@@ -77,6 +81,16 @@ def test_numbers_that_are_not_finite_are_noticed(tmp_path):
             file = TensorFile(tmp_path / "t.safetensors")
             assert not file.read_into("a", torch.empty(30, 4))
             assert file.read_into("b", torch.empty(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_numbers_that_no_weight_is_are_noticed_too(tmp_path, dtype):
+    """One flipped bit makes 1e37 of 0.1: squared it is infinite, and NaN thereafter. 65504 is float16's largest."""
+    for number, sound in ((1e10, True), (-1e10, True), (1.2e12, False), (-1.2e12, False), (1e37, False)):
+        if dtype == torch.float16:
+            number, sound = math.copysign(65504, number), True
+        save_file({"a": torch.tensor([0.0, number, -0.1]).to(dtype)}, tmp_path / "t.safetensors")
+        assert TensorFile(tmp_path / "t.safetensors").read_into("a", torch.empty(3)) == sound
 
 
 @pytest.mark.parametrize(("data", "why"), [
@@ -239,4 +253,78 @@ def test_writes_leave_nothing_behind(tmp_path):
     write_atomically(tmp_path / "x", b"1")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["t.safetensors", "x"]
     assert torch.equal(load_file(tmp_path / "t.safetensors")["a"], torch.arange(6.0).view(2, 3).T)
-    assert (tmp_path / "t.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_new_files_have_the_rights_that_the_user_gives_new_files(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        write_tensors(tmp_path / "t.safetensors", {"a": torch.zeros(2)})
+        write_json(tmp_path / "a.json", {})
+    finally:
+        os.umask(before)
+    assert {p.stat().st_mode & 0o777 for p in tmp_path.iterdir()} == {0o666 & ~mask}
+
+
+def test_a_full_disk_is_one_line_and_what_stood_there_stays(tmp_path):
+    """Here a limit on the size of files: safetensors' own error is no OSError."""
+    file = tmp_path / "t.safetensors"
+    write_tensors(file, {"a": torch.ones(3)})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        refused(write_tensors, file, {"a": torch.zeros(1000)}, words=(str(file),), error=OSError)
+        refused(write_atomically, tmp_path / "x", bytes(2000), error=OSError)
+        refused(write_shards, tmp_path, {"a": torch.zeros(1000)}.items(), {"a": 4000}, error=OSError)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [p.name for p in tmp_path.iterdir()] == [file.name]
+    assert load_file(file)["a"].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError(5, "Input/output error")])
+def test_a_write_that_is_stopped_leaves_no_half(tmp_path, monkeypatch, stop):
+    def stopped(fd):
+        raise stop
+
+    (tmp_path / "x").write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", stopped)
+    with pytest.raises((KeyboardInterrupt, OSError)):
+        write_atomically(tmp_path / "x", b"new")
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"x": b"old"}
+
+
+def test_a_name_outlives_a_power_cut(tmp_path, monkeypatch):
+    """First the file is on the disk, then it gets its name, then its folder is on the disk."""
+    done, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: done.append(os.readlink(f"/proc/self/fd/{fd}")) or fsync(fd))
+    monkeypatch.setattr(os, "replace", lambda a, b: done.append("rename") or replace(a, b))
+    write_tensors(tmp_path / "t.safetensors", {"a": torch.zeros(2)})
+    write_json(tmp_path / "a.json", {})
+    assert done == [step for name in ("t.safetensors", "a.json")
+                    for step in (f"{tmp_path}/{name}.tmp", "rename", str(tmp_path))]
+
+
+def test_files_too_large_to_be_what_they_are_called(tmp_path):
+    """Sparse files: nothing of them is read."""
+    for name, most in (("config.json", 10_000_000), ("tokenizer.json", 64 << 20)):
+        with open(tmp_path / name, "wb") as f:
+            f.truncate(1 << 40)
+        refused(read_json, tmp_path / name, words=(name, "1,099,511,627,776 bytes", f"more than {most:,}"))
+
+
+def test_a_file_that_the_system_does_not_read_is_named(tmp_path, monkeypatch):
+    def broken(self):
+        raise OSError(5, "Input/output error")
+
+    (tmp_path / "a.json").write_text("{}")
+    monkeypatch.setattr(type(tmp_path), "read_bytes", broken)
+    refused(read_json, tmp_path / "a.json", words=("Input/output error", str(tmp_path / "a.json")), error=OSError)
+
+
+def test_a_key_that_stands_twice_is_found_in_one_pass(tmp_path):
+    """Counting each key took ten hours of 10^6."""
+    pairs = [(str(i), 0) for i in range(200_000)]
+    begun = time.process_time()
+    assert refused(once, [*pairs, ("199999", 1)], words=("'199999' stands in it twice",))
+    assert time.process_time() - begun < 1
