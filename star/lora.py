@@ -159,6 +159,19 @@ def version(model: Decoder) -> tuple[tuple[int, int], ...]:
     return tuple((id(p), p._version) for _, module in lora_modules(model) for p in module.parameters())
 
 
+def base(model: Decoder) -> Decoder:
+    """A plain decoder on the model's own frozen weights: what it computes with adapters off. Nothing is copied, and
+    the model stays as it is, its version too.
+    """
+    with torch.device("meta"):
+        plain = Decoder(model.config)
+    for path, module in model.named_modules():
+        if isinstance(module, Linear | Norm):
+            mine = plain.get_submodule(path)
+            mine.weight, mine.bias = module.weight, module.bias
+    return plain
+
+
 @torch.no_grad()
 def merged(model: Decoder, twin: Decoder | None = None) -> Decoder:
     """A plain decoder that computes what `model` computes now, its adapted weights in a second buffer.

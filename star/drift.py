@@ -1,0 +1,58 @@
+"""How far training has taken a model from its base, and how sure it is by now: on rationales that it wrote itself.
+
+    drift     log p(rationale | question) with adapters minus the same without them, in nats a token
+    entropy   of the model's distribution over the next token, full softmax at temperature 1, in nats; mean over tokens
+
+Both stand behind the question as it is trained on. It samples nothing and changes nothing: the base is read beside the
+model (star/lora), so that no sampler sees a change.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from star import lora, prompts
+from star.batch import micro_batches
+from star.decoder import Decoder
+from star.problem import Example, Generation, Problem
+from star.tasks import Task
+
+MOST, FEWEST, EACH = 32, 4, 16  # rationales: one of 16, but 4 at least: under 1 % of what an iteration computes
+LOGITS = 256  # positions whose logits exist at a time
+
+
+def drift(model: Decoder, examples: Sequence[Example]) -> dict[str, float]:
+    """{"entropy", "drift"} of a model with adapters, over all tokens behind the prompts together; not rounded."""
+    learned, entropy = measured(model, examples)
+    before, _ = measured(lora.base(model), examples)
+    n = sum(len(e.tokens) - e.n_prompt for e in examples)
+    return {"entropy": entropy / n, "drift": (learned - before) / n}
+
+
+@torch.no_grad()
+def measured(model: Decoder, examples: Sequence[Example]) -> tuple[float, float]:
+    """Sums over the tokens behind the prompts: (log-probability, entropy of the distribution they are drawn from)."""
+    logprob, entropy = torch.zeros(2, dtype=torch.float64, device=model.device)
+    for batch in micro_batches(examples, 2048 if model.device.type == "cpu" else 8192, model.device):
+        pieces = zip(batch.hidden(model).split(LOGITS), batch.targets.split(LOGITS), strict=True)
+        for hidden, targets in pieces:
+            logp = F.log_softmax(model.logits(hidden), dim=-1)  # (n, V)
+            logprob += logp.gather(1, targets[:, None]).double().sum()
+            entropy += torch.special.entr(logp.exp()).double().sum()  # of 0: 0
+    return logprob.item(), entropy.item()
+
+
+def habits(model: Decoder, tokenizer, task: Task, problems: Sequence[Problem], generations: Sequence[Generation],
+           few_shot: bool) -> dict[str, float | None]:
+    """`drift` on some of these rationales, one a problem and in their order, spread evenly over them; 4 digits.
+
+    None where a number is not finite: JSON has no word for it.
+    """
+    n = min(len(problems), MOST, max(FEWEST, len(problems) // EACH))
+    some = [i * len(problems) // n for i in range(n)]
+    examples = []
+    for problem, g in ((problems[i], generations[i]) for i in some):
+        prompt = prompts.encode(task, problem, tokenizer, few_shot=few_shot)
+        examples.append(Example((*prompt, *g.tokens), len(prompt)))
+    return {name: round(x, 4) + 0.0 if abs(x) < float("inf") else None for name, x in drift(model, examples).items()}
