@@ -68,6 +68,8 @@ class StarConfig:
     dedup: bool = setting(True, "train once on equal rationales of a problem")
     max_per_problem: int | None = setting(None, "most rationales of a problem to train on, the newest first, or by "
                                           "reward the best (default: all; by reward 1)", low=1)
+    drop_degenerate: bool = setting(False, "do not train on rationales that go round in circles, or whose "
+                                    "log-probability is far from the others'")
     keep: str = setting("last", "train on the rationales of the last iteration (the paper) or of all so far",
                         ("last", "all"))
     # training: line 7

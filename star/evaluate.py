@@ -90,6 +90,15 @@ def accuracy_intervals(problems: Sequence[Problem], generations: Iterable[Genera
     return {group: list(ends) for group, ends in intervals(problems, right).items()}
 
 
+def one_sided(tried: Iterable[Generation]) -> dict[str, int]:
+    """How many problems the student always solves, and how many never, in its own tries without a hint."""
+    of: dict[str, list[bool]] = {}
+    for g in tried:
+        if g.source == STUDENT:
+            of.setdefault(g.problem, []).append(g.verdict == "right")
+    return {"always_right": sum(map(all, of.values())), "never_right": sum(not any(tries) for tries in of.values())}
+
+
 def mean_reward(generations: Iterable[Generation]) -> dict[str, float]:
     """{"mean": mean reward of those that a judge scored, "scored": how many}. ValueError if it could score none."""
     rewards = [g.reward for g in generations if g.reward is not None]

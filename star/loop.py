@@ -24,13 +24,16 @@ from torch import Tensor
 
 from star import lora, prompts
 from star.config import StarConfig
+from star.degenerate import degeneration, most_said
 from star.draws import seed_of
+from star.drift import habits
 from star.evaluate import (
     VERDICTS,
     accuracy,
     accuracy_intervals,
     counts,
     mean_reward,
+    one_sided,
     pass_and_maj,
     verdicts,
 )
@@ -39,7 +42,7 @@ from star.pool import Pool, agreement, by_source
 from star.problem import Event, Example, Finished, Generation, Note, Phase, Problem, Step, Tick
 from star.rollout import Rollout
 from star.sampler import Sampler
-from star.select import choose_heldout, passes, select, set_aside
+from star.select import choose_heldout, passes, select, set_aside, usable
 from star.tasks import Task
 
 
@@ -91,7 +94,7 @@ def star(sampler: Sampler, tokenizer, task: Task, config: StarConfig, state: Sta
     heldout = choose_heldout(task.heldout, config.heldout_problems)
     rollout = Rollout(sampler, tokenizer, task, config, given)
     by_id = {p.id: p for p in train}
-    before = [g for g in given if 0 < g.iteration <= state.iteration and passes(g, config)]
+    before = usable([g for g in given if 0 < g.iteration <= state.iteration], config)
 
     if state.iteration < 0:  # 1: M_0 is M, adapters at zero; how good is it?
         state, scores = yield from measure(rollout, pool, state, 0, validation, heldout)
@@ -112,9 +115,9 @@ def star(sampler: Sampler, tokenizer, task: Task, config: StarConfig, state: Sta
             tried, retried = yield from until_enough(rollout, n, problems)
         # 5 and 6: keep those that arrive at the right answer, or whatever else --select asks for
         made = yield from pool.score(rollout, n, tried + retried, problems)
-        kept = [g for g in made if passes(g, config)]
+        kept = usable(made, config)
         if not kept:
-            raise nothing_to_learn(n, tried, retried, config)
+            raise nothing_to_learn(n, made[: len(tried)], made[len(tried) :], config)
         before = kept if config.keep == "last" else sorted(before, key=lambda g: g.key) + kept
         chosen = select(before, config.dedup, config.max_per_problem or (1 if config.ranks else None), config.ranks)
         # 7: M_n is the original M, trained on what was kept, behind the questions without hint
@@ -124,7 +127,8 @@ def star(sampler: Sampler, tokenizer, task: Task, config: StarConfig, state: Sta
         stats = yield from train_adapters(sampler, examples, config, n, state.training)
 
         state, scores = yield from measure(rollout, pool, state, n, validation, heldout)
-        said = counts(tried, retried) | pooled(pool, made[: len(tried)], made, kept, chosen)
+        said = counts(tried, retried) | health(task, problems, tried, retried, made, kept, config)
+        said |= pooled(pool, made[: len(tried)], made, kept, chosen)
         yield Finished(n, {"iteration": n, **scores, **said, **trained(examples, stats)}, state.done(config))
 
 
@@ -144,7 +148,7 @@ def until_enough(rollout: Rollout, n: int, problems: Sequence[Problem]
         tried += tries
         if config.rationalize:
             retried += yield from rollout.run(n, "rationalize", unsolved(part, tries))
-        if sum(passes(g, config) for g in tried + retried) >= config.wanted:
+        if len(usable(tried + retried, config)) >= config.wanted:
             break
     return tried, retried
 
@@ -181,6 +185,14 @@ def trained(examples: list[Example], stats: FinetuneStats) -> dict:
             "skipped_steps": len(stats.skipped), "target_tokens": stats.target_tokens, "trained_tokens": stats.tokens}
 
 
+def health(task: Task, problems: Sequence[Problem], tried: Sequence[Generation], retried: Sequence[Generation],
+           made: Sequence[Generation], kept: Sequence[Generation], config: StarConfig) -> dict:
+    """What an iteration's metrics say of rationales and answers that go bad (star/degenerate)."""
+    through = [g for g in made if passes(g, config)]
+    return {**one_sided(tried), **degeneration(tried, retried, through, len(through) - len(kept)),
+            "tried_answers": most_said(task, problems, tried)}
+
+
 def pooled(pool: Pool, tried: Sequence[Generation], made: Sequence[Generation], kept: Sequence[Generation],
            chosen: Sequence[Generation]) -> dict:
     """What an iteration's metrics say of other sources and of the judge. {}: a plain run."""
@@ -206,6 +218,7 @@ def measure(rollout: Rollout, pool: Pool, state: State, n: int, validation: Sequ
             scores["validation"] = accuracy(validation, judged)
             scores["validation_interval"] = accuracy_intervals(validation, judged)
         known = state.validation | {n: scores["validation"]["mean"]}
+        watched = validation, judged
     state = State(n, known)
     if validation:
         scores["best"] = state.best
@@ -215,8 +228,11 @@ def measure(rollout: Rollout, pool: Pool, state: State, n: int, validation: Sequ
         scores |= ({"reward": mean_reward(rated)} if open_ else
                    {"accuracy": accuracy(heldout, judged), "interval": accuracy_intervals(heldout, judged)})
         scores["said"] = verdicts(judged)
+        watched = (heldout, judged) if config.heldout_when == "each" else watched  # the same problems each iteration
         if config.eval_samples:
             scores |= pass_and_maj(heldout, (yield from rollout.run(n, "pass at k", heldout)))
+    scores |= {"answers": most_said(rollout.task, *watched),
+               **habits(rollout.sampler.model, rollout.tokenizer, rollout.task, *watched, config.few_shot_train)}
     return state, scores
 
 
@@ -226,6 +242,11 @@ def nothing_to_learn(n: int, tried: Sequence[Generation], retried: Sequence[Gene
     seen = {v: sum(g.verdict == v for g in [*tried, *retried]) for v in VERDICTS}
     how = ", ".join(f"{count} {v}" for v, count in seen.items() if count)
     right = sum(g.kept for g in [*tried, *retried])
+    if bad := sum(passes(g, config) for g in [*tried, *retried]):
+        return ValueError(
+            f"iteration {n}: --drop-degenerate leaves out all of the {bad} answers that --select {config.select} lets "
+            "through: they go round in circles, or are far less or more likely than the others; try other few-shot "
+            "examples or another --temperature, or leave it out")
     if right or config.select in ("reward", "reward-blind"):
         why = "none of these has right steps throughout" if config.select == "correct+steps" else (
             "none of these has a reward" + ("" if config.reward_threshold is None else

@@ -8,6 +8,7 @@ import random
 from collections.abc import Sequence
 
 from star.config import StarConfig
+from star.degenerate import degenerate
 from star.draws import seed_of
 from star.problem import Generation, Problem
 
@@ -47,6 +48,15 @@ def passes(g: Generation, config: StarConfig) -> bool:
     if config.select == "correct+reward":
         return g.kept
     return g.phase == "generate" and g.finish == "stop" and bool(g.tokens)
+
+
+def usable(generations: Sequence[Generation], config: StarConfig) -> list[Generation]:
+    """Those that --select lets through, without loops and outliers under --drop-degenerate.
+
+    Of each iteration all must be there: what is an outlier, the others say.
+    """
+    bad = degenerate(generations) if config.drop_degenerate else {}
+    return [g for g in generations if passes(g, config) and g.key not in bad]
 
 
 def select(kept: Sequence[Generation], dedup: bool, max_per_problem: int | None, by_reward: bool = False

@@ -3,6 +3,7 @@
 import itertools
 import math
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -15,6 +16,7 @@ from star.evaluate import (
     counts,
     intervals,
     maj_at,
+    one_sided,
     pass_and_maj,
     pass_at,
     verdict,
@@ -179,6 +181,10 @@ def test_what_an_iteration_counts():
         "tries": 8, "distinct": 2, "mean_tokens": 1.5, "kept_wrong_steps": 1, "rationalized_wrong_steps": 1,
         "dropped": {"wrong": 1, "unparsed": 0, "length": 0, "leak": 1}, "new_tokens": 12 + 9}
     assert counts(tried, [])["dropped"] == {"wrong": 2, "unparsed": 0, "length": 1, "leak": 0}
+    assert one_sided(tried) == {"always_right": 1, "never_right": 3}
+    mixed = tries("generate", a=[right, wrong], b=[cut, odd], c=[right, right])
+    assert one_sided([*mixed, *(replace(g, source="claude") for g in tried)]) == {"always_right": 1, "never_right": 0}
+    assert one_sided([]) == {"always_right": 0, "never_right": 0}
 
 
 # several samples
