@@ -1,4 +1,5 @@
-"""Nothing solved: what is shown of the tries, which cause is named, and the command that shows why."""
+"""Nothing solved: what is shown of the tries, which cause is named, and the command that shows why. Notes: what metrics
+are the first to show, with the setting that helps; a healthy run has none."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import sample
 import train
 from star.config import StarConfig
 from star.problem import Problem
-from star.run.diagnosis import cause, goes_round, looks, nothing_solved
+from star.run.diagnosis import cause, looks, notes, nothing_solved
 from star.run.folder import read_lines
 
 pytestmark = pytest.mark.usefixtures("own_folder")
@@ -96,21 +97,14 @@ def test_the_cause_goes_by_what_is_seen(instruct, verdict, look, chat, prefix, w
     assert "--chat" not in cause({verdict: 5}, plan(True, prefix, instruct), look)
 
 
-@pytest.mark.parametrize(("text", "round_"), [
-    ("so it is so it is so it is so it is", True), ("no no no no", True), ("no no no", False), ("", False),
-    ("1 2 3 4 5 6 7 8", False), ("It is 4. " * 30, True), ("a b a b a b c a b", False), ("word " * 9999, True),
-])
-def test_what_goes_round(text, round_):
-    assert goes_round(made(1, "generate", "a", "length", text)) is round_
-
-
 def test_what_tries_look_like():
     def look(*texts):
-        return looks([made(1, "generate", "a", "length", text) for text in texts])
+        return looks([replace(made(1, "generate", "a", "length", text), finish="length",
+                              tokens=tuple(ord(c) for c in text)) for text in texts])
 
     assert look("", " \n", "It is 4.") == "the model says nothing at all"
-    assert look("no no no no", "yes yes yes yes", "It is 4.") == "they repeat themselves"
-    assert look("", "It is 4.", "no no no no") == ""
+    assert look("no no no no no", "yes yes yes yes", "It is 4.") == "they repeat themselves"
+    assert look("", "It is 4.", "no no no no no") == ""
 
 
 def test_a_run_that_solves_nothing_ends_with_the_command_that_shows_why(capsys):
@@ -125,3 +119,130 @@ def test_a_run_that_solves_nothing_ends_with_the_command_that_shows_why(capsys):
     assert look.startswith("look    python sample.py --run runs/arithmetic-001 --trace --problem ")
     assert sample.main(look.split()[3:]) == 0
     assert "dropped: nothing of it is trained on" in capsys.readouterr().out
+
+
+# notes: what metrics are the first to show
+
+HEALTHY = {"kept": 60, "rationalized": 20, "problems": 100, "solved": 80, "tries": 100, "truncated": 1, "examples": 80,
+           "dropped": {"wrong": 20}, "always_right": 60, "never_right": 40, "drift": 0.3, "entropy": 0.2,
+           "kept_wrong_steps": 1, "rationalized_wrong_steps": 1,
+           "degenerate": {"loops": 0, "outliers": 0, "kept_loops": 0, "kept_outliers": 0, "left_out": 0}}
+ONE = {"answer": "c", "share": 0.9531, "right": 0.2031, "answers": 64, "one": True}
+
+
+def history(*shares, key="accuracy", **last):
+    """Metrics of a run with these mean accuracies, the base's first; `last` is of all its iterations but the base."""
+    lines = [{"iteration": 0, key: {"mean": shares[0]}, "drift": 0.0, "entropy": 0.2}]
+    return lines + [{"iteration": n, key: {"mean": s}, **HEALTHY, "solved": 40 + 10 * n, **last}
+                    for n, s in enumerate(shares[1:], 1)]
+
+
+def said(metrics, **settings):
+    own = plan()
+    own.config = StarConfig(**{"task": "jsonl", "validation": 5} | settings)
+    return notes(metrics, own)
+
+
+FLAT = (0.5, 0.6, 0.6, 0.6)
+
+
+@pytest.mark.parametrize(("metrics", "settings", "words"), [
+    (history(0.5, 0.4, 0.45), {"lr": 0.003}, ["held-out accuracy is below the base's 50.0% for two iterations (40.0%, "
+                                             "45.0%)", "--lr (now 0.003: try a third)", "--first-steps (now 28)",
+                                             "25% of what is right was made with a hint: --no-rationalize"]),
+    (history(0.5, 0.4, 0.45, key="validation", rationalized=0, kept_wrong_steps=9),
+     {"start": "previous", "epochs": 2.0},
+     ["validation is below", "--start base", "--epochs (now 2)", "17% of what is right has wrong steps: --select "
+      "correct+steps"]),
+    (history(0.5, 0.4, 0.45, sources={"a": {"chosen_wrong": 30}, "b": {"chosen_wrong": 2}}), {},
+     ["32 of 80 examples are not right: another --select"]),
+    (history(0.5, 0.6, answers=ONE), {}, ["95.3% of 64 held-out answers say 'c'", "right for 20.3%", "--few-shot"]),
+    (history(0.5, 0.6, tried_answers=ONE), {"task": "arithmetic"}, ["95.3% of 64 tries say", "the task's `shots`"]),
+    ([history(0.5)[0] | {"answers": ONE | {"one": False}}, *history(0.5, 0.6, answers=ONE)[1:]], {"lr": 0.03},
+     ["the answers fall onto one value", "training did it: lower --lr (now 0.03)"]),
+    ([history(0.5)[0] | {"answers": ONE}], {}, ["the answers fall onto one value", "--few-shot"]),
+    (history(0.5, 0.4, 0.45, always_right=0, never_right=100), {}, ["below the base's"]),
+    (history(0.5, 0.6, degenerate={"loops": 30, "kept_loops": 0, "kept_outliers": 0}), {},
+     ["30% of the tries repeat themselves", "--temperature 0.7"]),
+    (history(0.5, 0.6, degenerate={"loops": 0, "kept_loops": 3, "kept_outliers": 2}), {},
+     ["5 of the rationales let through", "--drop-degenerate"]),
+    (history(0.5, 0.6, truncated=60), {}, ["60% of the tries are cut off at 40 tokens", "--max-new-tokens"]),
+    (history(*FLAT, truncated=25), {}, ["25% of the tries are cut off"]),
+    (history(*FLAT, tries=400, always_right=70, never_right=28), {"samples": 4, "temperature": 0.5},
+     ["of 100 problems 70 are always solved and 28 never", "Harder problems", "--samples (now 4)"]),
+    (history(*FLAT, always_right=1, never_right=99), {}, ["Easier problems", "--temperature (now 0)"]),
+    (history(*FLAT, solved=52), {"rationalize": False}, ["solved stays at 52.0%", "--rationalize, more tries",
+                                                        "--samples 4 --temperature 0.7"]),
+    (history(0.5, 0.5, drift=0.0), {}, ["the adapters are without effect", "0.0000 nats", "--lr", "--first-steps"]),
+    (history(0.5, 0.49, drift=-0.004), {"epochs": 1.0}, ["-0.0040 nats", "--epochs (now 1)"]),
+    (history(0.5, 0.7, 0.7), {}, []),
+    (history(0.5, 0.7, 0.7, 0.69), {}, ["has not improved for two", "best 70.0%", "--patience"]),
+])  # fmt: skip
+def test_what_is_noted(metrics, settings, words):
+    """One line for one thing, and only when it is new."""
+    lines = said(metrics, **settings)
+    assert len(lines) == bool(words), lines
+    for word in words:
+        assert word in lines[0]
+    assert all(line.startswith("note    ") and "\n" not in line for line in lines)
+    assert not set(lines) & set(said([*metrics, metrics[-1] | {"iteration": len(metrics)}], **settings))
+
+
+@pytest.mark.parametrize(("metrics", "settings"), [
+    (history(0.5, 0.6, 0.7, 0.8), {}), (history(0.5, 0.49, 0.6), {}), (history(0.5, 0.6, 0.49, 0.61), {}),
+    (history(0.97, 0.98, 0.97, 0.975, drift=0.0), {}),  # little is left to learn
+    (history(0.5, 0.6, drift=0.0), {}),  # it has an effect after all
+    (history(0.5, 0.6, degenerate={"loops": 0, "kept_loops": 30, "kept_outliers": 0}), {"drop_degenerate": True}),
+    (history(0.5), {}), ([], {}),
+    (history(*FLAT[:3], tries=400, always_right=40, never_right=40), {"samples": 4, "temperature": 1.0}),
+])  # fmt: skip
+def test_a_healthy_run_has_no_notes(metrics, settings):
+    assert not any(said(metrics[:n], **settings) for n in range(len(metrics) + 1))
+
+
+def test_metrics_of_an_older_version_and_of_a_baseline_are_read():
+    """They lack what is new; a baseline has no tries at all."""
+    old = ("always_right", "never_right", "drift", "entropy", "degenerate")
+    lines = [{k: v for k, v in m.items() if k not in old} for m in history(0.5, 0.4, 0.45)]
+    assert len(said(lines)) == 1
+    few = [{"iteration": n, "accuracy": {"mean": s}, "drift": None} for n, s in enumerate((0.5, 0.4, 0.3))]
+    assert "below the base's" in said(few)[0]
+    seldom = [m if i != 1 else {k: v for k, v in m.items() if k != "accuracy"}
+              for i, m in enumerate(history(0.5, 0.9, 0.4, 0.3))]  # --heldout-when best
+    assert "(40.0%, 30.0%)" in said(seldom)[0]
+    assert said([{"iteration": 0}]) == []
+
+
+def test_a_judge_rates_where_there_are_no_answers():
+    """No share of right ones is spoken of."""
+    of = {"dropped": {"open": 100}, "solved": 0, "always_right": 0, "never_right": 100, "truncated": 30}
+    lines = said(history(1.5, 1.2, 1.3, key="reward", **of))
+    assert "reward is below the base's 1.500 for two iterations (1.200, 1.300)" in lines[0]
+    assert len(lines) == 1
+    (line,) = said(history(1.5, 1.6, 1.6, 1.6, key="reward", **of))
+    assert "cut off" in line
+    rated = [m | {"validation": m["reward"] | {"scored": 9}} for m in history(1.5, 1.2, 1.3, key="reward", **of)]
+    assert said(rated)[0] == lines[0]
+
+
+TINY = ["--model", str(SHIPPED), "--digits", "3", "--problems", "40", "--first-steps", "2", "--slots", "32",
+        "--heldout-problems", "40", "--show", "0"]  # fmt: skip
+
+
+def printed(capsys):
+    return [line for line in capsys.readouterr().out.splitlines()
+            if line.startswith("note    ") and "paper's remark" not in line]
+
+
+def test_a_run_says_what_is_wrong_once(capsys):
+    assert train.main([*TINY, "--lr", "1e-9", "--iterations", "1", "--out", "r"]) == 0
+    (line,) = printed(capsys)
+    assert "without effect" in line
+    assert "--lr (now 1e-09)" in line
+    assert train.main(["--resume", "r", "--iterations", "2"]) == 0
+    assert not printed(capsys)
+
+
+def test_a_sound_run_says_nothing(capsys):
+    assert train.main([*TINY, "--iterations", "1", "--lr", "0.01", "--first-steps", "8"]) == 0
+    assert not printed(capsys)

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from star.evaluate import VERDICTS
 from star.problem import STUDENT, Chunk, Event, Finished, Generation, Note, Phase, Scored, Step, Tick
-from star.run.diagnosis import cause
+from star.run.diagnosis import cause, notes
 from star.run.folder import Run, read_lines
 from star.run.history import clip
 from star.run.plan import Plan
@@ -61,6 +61,7 @@ class Progress:
             self.close()
             self.row(event.metrics, run.timings)
             print("".join(f"      {line}\n" for line in [*sources(event.metrics), *agreement(event.metrics)]), end="")
+            print("".join(f"{line}\n" for line in notes(run.metrics(), self.plan)), end="", flush=True)
             if "kept" in event.metrics and self.show_most:
                 print("\n".join([*keep_rate(event.metrics), *examples(self.seen, self.show_most), ""]), flush=True)
             self.seen = []
