@@ -18,7 +18,7 @@ from star.decoder import Decoder
 from star.problem import Example, Generation, Problem
 from star.tasks import Task
 
-MOST, FEWEST, EACH = 32, 4, 16  # rationales: one of 16, but 4 at least: under 1 % of what an iteration computes
+MOST, FEWEST, EACH = 16, 4, 32  # rationales: one of 32, but 4 at least: under 1 % of what an iteration computes
 LOGITS = 256  # positions whose logits exist at a time
 
 

@@ -73,17 +73,15 @@ def test_a_sampler_merges_nothing_anew():
 
 
 def test_some_rationales_spread_evenly_stand_for_all(tokenizer, monkeypatch):
-    task, seen = Riddles(404), []
+    task, seen = Riddles(1004), []
     monkeypatch.setattr("star.drift.drift", lambda model, examples: seen.append(examples) or {"drift": -1e-9})
     gs = [made(1, "evaluate", p.id, "right", tokens=i % 5 + 1) for i, p in enumerate(task.train)]
-    for n in (400, 100, 3, 1):
+    for n in (400, 200, 1000, 100, 3, 1):
         assert habits(None, tokenizer, task, task.train[:n], gs[:n], False) == {"drift": 0.0}
         assert "-" not in str(habits(None, tokenizer, task, task.train[:n], gs[:n], False))  # no -0.0
     sizes = [len(examples) for examples in seen[::2]]
-    assert sizes == [400 // 16, 100 // 16, 3, 1]
-    assert FEWEST < 100 // 16
-    assert MOST > 400 // 16
-    for i, e in zip(range(0, 400, 16), seen[0], strict=True):
+    assert sizes == [12, 6, MOST, FEWEST, 3, 1]
+    for i, e in zip([400 * k // 12 for k in range(12)], seen[0], strict=True):
         assert tokenizer.decode(e.tokens[: e.n_prompt]) == f"{i}+{i}\n"  # no hint, no examples in front
         assert e.tokens[e.n_prompt :] == gs[i].tokens  # as it was written: no end is added
 
