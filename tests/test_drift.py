@@ -10,6 +10,7 @@ from test_history import made
 from test_loop import Riddles, answer, finished
 from test_loop import setup as setup  # the fixture
 
+from star import loop
 from star.drift import FEWEST, MOST, drift, habits
 from star.loop import star
 from star.lora import add_lora, base, lora_modules, trainable, version
@@ -103,6 +104,17 @@ def test_what_is_no_number_is_none(tokenizer):
 def test_zero_adapters_are_no_drift():
     model = add_lora(random_decoder(dtype=torch.float32))
     assert drift(model, EXAMPLES)["drift"] == 0.0
+
+
+def test_they_are_of_the_same_problems_each_iteration(setup, monkeypatch):
+    """Of validation, where held-out problems are not looked at each time."""
+    seen = []
+    monkeypatch.setattr(loop, "habits", lambda *args: seen.append([p.id for p in args[3]]) or {})
+    for settings in ({}, {"validation": 4}, {"validation": 4, "heldout_when": "best"}):
+        list(star(*setup(lambda text: ("=" + answer(text), "stop"), **settings)))
+    heldout, validation = seen[0], seen[-1]
+    assert seen == [heldout] * 4 + [validation] * 2
+    assert not set(heldout) & set(validation)
 
 
 def test_metrics_of_each_iteration_have_both(setup):
