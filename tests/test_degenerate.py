@@ -232,6 +232,18 @@ def test_loops_are_counted_and_one_flag_leaves_them_out(setup, monkeypatch):  # 
     assert max(len(e.tokens) for e in examples[0]) > 90 > max(len(e.tokens) for e in examples[1])
 
 
+def test_sampling_goes_on_until_enough_can_be_trained_on(setup):  # noqa: F811
+    """Loops do not count towards --wanted: here they would have been enough after three problems."""
+    def script(text):
+        n = int(answer(text)) // 2
+        return ("1+1+C0=02\n" * 9 if n % 2 else "") + "=" + answer(text), "stop"
+
+    _, plain = finished(star(*setup(script, wanted=3)))
+    _, strict = finished(star(*setup(script, wanted=3, drop_degenerate=True)))
+    assert (plain["problems"], plain["examples"]) == (3, 3)
+    assert (strict["problems"], strict["examples"]) == (6, 3)
+
+
 def test_nothing_but_loops_is_said(setup):  # noqa: F811
     def script(text):
         return "1+1+C0=02\n" * 9 + "=" + answer(text), "stop"

@@ -1,6 +1,7 @@
 """Nothing solved: what is shown of the tries, which cause is named, and the command that shows why. Notes: what metrics
 are the first to show, with the setting that helps; a healthy run has none."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -52,6 +53,15 @@ def test_what_others_wrote_is_not_the_models_fault():
     assert nothing_solved(tries[:3], plan(), Path("r"))[0].startswith("\n3 of 3")
     spaced = nothing_solved([made(1, "generate", "my file-1", "wrong", "no")], plan(), Path("a run"))[-1]
     assert spaced.endswith("sample.py --run 'a run' --trace --problem 'my file-1'")
+
+
+def test_where_training_has_spoilt_the_model_that_is_the_cause(tmp_path):
+    tries = [made(3, "generate", "a", "length", "x")]
+    for shares, words in (((0.44, 0.02), "training has spoilt the model: held-out accuracy fell from the base's 44.0% "
+                                         "to 2.0%: look at --lr (now 0.005: try a third)"),
+                          ((0.44, 0.3), "40 tokens are too few"), ((0.44,), "40 tokens are too few")):
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in history(*shares)))
+        assert f"likely  {words}" in nothing_solved(tries, plan(), tmp_path)[-2]
 
 
 def test_wrong_answers_stand_beside_the_right_ones():

@@ -16,6 +16,7 @@ from checkpoints.chat import has_chat
 from star.degenerate import goes_round
 from star.evaluate import VERDICTS
 from star.problem import STUDENT, Generation
+from star.run.folder import read_lines
 from star.run.history import clip
 from star.run.plan import Plan
 from star.tasks import task_options
@@ -46,7 +47,17 @@ def nothing_solved(tries: Sequence[Generation], plan: Plan, run: Path, width: in
         lines.append(f"  {clip(g.problem, 40)}{says}: {clip(ends, width + 8)}")
     n = max(g.iteration for g in mine) - 1
     look = f"look    python sample.py --run {quote(str(run))} --trace --problem {visible(quote(shown[0].problem))}"
-    return [*lines, f"likely  {cause(said, plan, looks(shown))}", look + f" --iteration {n}" * (n > 0)]
+    likely = spoilt(read_lines(run / "metrics.jsonl"), plan) or cause(said, plan, looks(shown))
+    return [*lines, f"likely  {likely}", look + f" --iteration {n}" * (n > 0)]
+
+
+def spoilt(history: Sequence[dict], plan: Plan) -> str:
+    """The cause where training has taken more than half of what the base could; "" where it has not."""
+    name, scores = progress_of(history) if history else ("", [])
+    if len(scores) < 2 or name == "reward" or scores[-1] > scores[0] / 2:
+        return ""
+    return (f"training has spoilt the model: {name} fell from the base's {shown(name, scores[0])} to "
+            f"{shown(name, scores[-1])}: look at {'; '.join(suspects(history[-1], plan))}")
 
 
 def looks(tries: Sequence[Generation]) -> str:
