@@ -25,7 +25,7 @@ from star.text import visible
 SHOWN = 3  # tries
 MANY, SOME, FEW = 0.5, 0.2, 0.05  # shares that are worth a note
 SAME = 0.01  # share: two keep rates this near are the same
-STILL = 0.005  # nats a token: a model this near to its base has learned nothing
+STILL = 0.01  # share of its entropy: a model whose drift is less is where its base is
 SOLVED = 0.95  # from this accuracy on there is little to improve
 
 
@@ -118,8 +118,7 @@ def signs(history: Sequence[dict], plan: Plan) -> dict[str, str]:
     found |= one_answer(history, plan) | going_bad(last, plan)
     if stalled and "worse" not in found:  # else what is stuck is what training has spoilt
         found |= stuck(history, plan)
-    near = last["iteration"] and last.get("drift") is not None and abs(last["drift"]) < STILL
-    if near and low and scores[-1:] <= scores[:1]:
+    if low and still(history):
         found["still"] = (f"the adapters are without effect: the trained model is {last['drift']:.4f} nats a token "
                           f"away from its base. Raise {lr} or {length_of_training(plan)}")
     if stalled and not found:
@@ -127,6 +126,18 @@ def signs(history: Sequence[dict], plan: Plan) -> dict[str, str]:
                             f"or problems may help (--samples, --temperature, --problems), or another {lr}; --patience "
                             "ends a run that no longer improves")
     return found
+
+
+def still(history: Sequence[dict]) -> bool:
+    """Is the trained model where its base is? By drift, against what the model is unsure of, and by every group's mean,
+    since a model that is sure of nearly every token can change its answers with little drift."""
+    base, last = history[0], history[-1]
+    if not last["iteration"] or last.get("drift") is None or last.get("entropy") is None:
+        return False
+    pairs = [(last[key][group], mean) for key in ("accuracy", "validation", "reward") if key in base and key in last
+             for group, mean in base[key].items() if group in last[key]]
+    same = all(abs(now - before) <= SAME for now, before in pairs)
+    return same and abs(last["drift"]) <= max(STILL * last["entropy"], 1e-4)  # its last digit
 
 
 def progress_of(history: Sequence[dict]) -> tuple[str, list[float]]:
