@@ -92,7 +92,7 @@ class Budget:
         elif name == "format":
             self.written(str(first), rest)
         elif name in SLOW:
-            self.spend(letters)
+            self.spend(letters + letters * max((len(v) for v in rest if isinstance(v, str)), default=0) // LETTERS)
         elif name == "tojson":
             self.spend(size(first, self.left) * width)
 
@@ -162,7 +162,7 @@ def priced(jinja2: ModuleType, budget: Budget, tree: object) -> object:
         def visit_For(self, node):
             inside = sum(1 for _ in node.find_all(nodes.Node))
             self.generic_visit(node)
-            node.iter = by("_each", node.iter, 1 + inside // LETTERS)
+            node.iter = by("+each", node.iter, 1 + inside // LETTERS)
             return node
 
         def visit_Output(self, node):
@@ -173,25 +173,25 @@ def priced(jinja2: ModuleType, budget: Budget, tree: object) -> object:
 
         def visit_Compare(self, node):
             self.generic_visit(node)
-            node.expr = by("_pay", node.expr)
+            node.expr = by("+pay", node.expr)
             for operand in node.ops:
-                operand.expr = by("_pay", operand.expr)
+                operand.expr = by("+pay", operand.expr)
             return node
 
         def visit_Concat(self, node):
             self.generic_visit(node)
-            node.nodes = [by("_pay", n) for n in node.nodes]
-            return by("_pay", node)
+            node.nodes = [by("+pay", n) for n in node.nodes]
+            return by("+pay", node)
 
         def visit_List(self, node):
             self.generic_visit(node)
-            return node if getattr(node, "ctx", "load") == "store" else by("_pay", node)
+            return node if getattr(node, "ctx", "load") == "store" else by("+pay", node)
 
         visit_Tuple = visit_Dict = visit_List
 
         def visit_Getitem(self, node):
             self.generic_visit(node)
-            return by("_cut", node) if isinstance(node.arg, nodes.Slice) else node
+            return by("+cut", node) if isinstance(node.arg, nodes.Slice) else node
 
     budget.nodes = sum(1 for _ in tree.find_all(nodes.Node))
     return Priced().visit(tree).set_environment(tree.environment)
@@ -266,7 +266,8 @@ def sandbox(jinja2: ModuleType, budget: Budget) -> object:
     del environment.filters["striptags"]  # would make control tokens of what is typed as "&lt;"
     for table in (environment.filters, environment.tests):
         table |= {name: _priced(name, function, budget) for name, function in table.items()}
-    environment.filters |= {"_pay": budget.pay, "_each": budget.each, "_cut": budget.cut}
+    # by names that no template can write
+    environment.filters |= {"+pay": budget.pay, "+each": budget.each, "+cut": budget.cut}
     environment.globals |= {"raise_exception": raise_exception, "strftime_now": TODAY.strftime, "namespace": Namespace,
                             "dict": lambda *args, **items: dict(*args, **items)}  # the type's methods change others
     return environment

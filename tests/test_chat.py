@@ -469,6 +469,42 @@ def test_what_a_template_may_not_do(tmp_path, template, words):
     refused(rendered, tmp_path, [SYSTEM, ASK], words=(f"{tmp_path}/chat_template.jinja: the chat template ", *words))
 
 
+@pytest.mark.parametrize("name", STYLES)
+def test_long_conversations_stay_far_from_the_limits(tmp_path, name):
+    """What a template may do is meant for those that never end: 60 turns, and 500,000 characters, are no such."""
+    style_folder(name, tmp_path)
+    chat = load_chat(tmp_path)
+    many = [ASK if i % 2 == 0 else ANSWER for i in range(61)]
+    for turns in (many, [("user", "2+2? " * 50_000), ANSWER, ("user", "3+3? " * 50_000)]):
+        chat.budget.refill()
+        chat._run(turns, False)
+        assert chat.budget.left > 0.5 * chat.budget.begun
+
+
+@pytest.mark.parametrize("template", [
+    "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "{% set ns = namespace(s='ab') %}{% for i in range(99) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
+    "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    "{{ messages|list|length * 'a' * 10 ** 9 }}", "{{ 'a'|center(10 ** 9) }}", "{{ '%1000000000d' % 1 }}"])
+def test_a_template_without_an_end(tmp_path, template):
+    """Refused after as many steps each time, on any machine; and nothing is left over for the next prompt."""
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}{% if messages|length > 1 %}" + template
+                                                  + "{% endif %}")
+    put(tmp_path, None)
+    chat = load_chat(tmp_path)
+    for _ in range(2):
+        assert chat.render([ASK]) == ASK[1]
+        refused(chat.render, [ASK, ANSWER, ASK], words=("chat_template.jinja: the chat template has no end in sight",))
+    left = chat.budget.left
+    refused(chat.render, [ASK, ANSWER, ASK])
+    assert chat.budget.left == left
+
+
+def test_a_template_cannot_write_itself_more_steps(tmp_path):
+    for name in ("+each", "+pay", "+cut"):
+        refused(rendered, put(tmp_path, "{{ messages | " + name + "(-9) }}"), words=("has an error in line 1",))
+
+
 def test_roles_that_do_not_alternate(tmp_path):
     refused(rendered, put(tmp_path, GEMMA), [ASK, AGAIN], words=("refuses these turns: Conversation roles must",))
 

@@ -16,8 +16,10 @@ from hostile import Faults, Raw, commanded, damaged, dumped, mutated, paths, see
 
 import checkpoints
 import train
+from checkpoints import sandbox
 from checkpoints.chat import load_chat
 from checkpoints.files import INDEX, WHOLE
+from checkpoints.sandbox import STEPS
 from star.text import Prompt
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -431,13 +433,15 @@ BAD_TEMPLATES = [json.loads(line) for line in (GOLDEN.parent / "hostile_template
     "{{ 'a'|" + "upper|" * 9999 + "lower }}", "{% for i in range(99999) %}" + "x" * 9999 + "{% endfor %}"]
 
 
-def test_chat_templates(tmp_path):
-    """Programs of strangers: endless, hungry, curious, broken."""
+def test_chat_templates(tmp_path, monkeypatch):
+    """Programs of strangers: endless, hungry, curious, broken; one in five with as many steps as users have."""
     faults, file = Faults(), tmp_path / "chat_template.jinja"
     (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": "</s>"}')
     for n, template in enumerate(BAD_TEMPLATES):
         file.write_text(template + LOOP * (n % 2), encoding="utf-8")
+        monkeypatch.setattr(sandbox, "STEPS", STEPS // (10 if n % 5 else 1))
         faults.judge(f"template {n} {template[:80]}", "chat_template.jinja", use_chat, tmp_path)
+    monkeypatch.undo()
     sound = {f.name: f.read_bytes() for f in sorted((GOLDEN / "chat").glob("*.jinja"))}
     for n in range(80):
         rng = seeded(f"template {n}")
