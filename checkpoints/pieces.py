@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable
 
 from checkpoints.bpe import BPE, LONGEST, REMEMBERED, byte_tokens, checked
-from checkpoints.steps import META, content_of, grown, metaspace, pre_tokenizer, replace
+from checkpoints.steps import META, MOST_CONTENT, content_of, grown, metaspace, pre_tokenizer, replace
 
 WORDS = re.compile(f"{META}*[^{META}]+|{META}+")
 BEFORE = "."  # stands for the text before, in a decoder
@@ -137,8 +137,8 @@ def _decoder(part: dict | None) -> Callable[[list[str]], list[str]]:
     if kind == "Fuse":
         return lambda tokens: ["".join(tokens)]
     if kind == "Strip":
-        if odd := [part[side] for side in ("start", "stop") if type(part[side]) is not int or part[side] < 0]:
-            raise ValueError(f"a Strip takes {odd[0]!r} away; it must be a number from 0 on")
+        if odd := [part[s] for s in ("start", "stop") if type(part[s]) is not int or not 0 <= part[s] <= MOST_CONTENT]:
+            raise ValueError(f"a Strip takes {repr(odd[0])[:60]} away; it must be a number from 0 to {MOST_CONTENT}")
         left, right = (re.compile(f"(?:{re.escape(content_of(part))}){{0,{part[side]}}}") for side in ("start", "stop"))
         def strip(token: str) -> str:
             token = token[left.match(token).end() :]

@@ -197,6 +197,36 @@ def priced(jinja2: ModuleType, budget: Budget, tree: object) -> object:
     return Priced().visit(tree).set_environment(tree.environment)
 
 
+def _counting(jinja2: ModuleType, budget: Budget) -> type:
+    """jinja2's sandbox in which operators, calls and what str.format makes are paid for."""
+    class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
+        intercepted_binops = frozenset(jinja2.sandbox.SandboxedEnvironment.default_binop_table)
+
+        def call_binop(self, context, operator, left, right):
+            budget.operation(operator, left, right)
+            return budget.pay(super().call_binop(context, operator, left, right))
+
+        def call(self, context, obj, *args, **named):
+            args = tuple(budget.pay(list(v)) if isinstance(v, GeneratorType) else v for v in args)
+            owner = getattr(obj, "__self__", None)
+            budget.pay((owner if isinstance(owner, str | list | tuple | dict) else None, args, named))
+            if isinstance(owner, str):
+                budget.foresee(obj.__name__, (owner, *args), named)
+            if isinstance(obj, jinja2.runtime.Macro):
+                budget.spend(budget.nodes // LETTERS)
+            return budget.pay(super().call(context, obj, *args, **named))
+
+        def is_safe_attribute(self, obj, attr, value):
+            return attr not in REFUSED and super().is_safe_attribute(obj, attr, value)
+
+        def wrap_str_format(self, value):
+            wrapped = super().wrap_str_format(value)
+            if wrapped is None:
+                return None
+            return lambda *args, **named: budget.written(value.__self__, (args, named)) or wrapped(*args, **named)
+    return Sandbox
+
+
 def sandbox(jinja2: ModuleType, budget: Budget) -> object:
     """The environment, with what the reference gives to templates, less what is random, reads HTML or never ends."""
 
@@ -225,38 +255,13 @@ def sandbox(jinja2: ModuleType, budget: Budget) -> object:
         def __repr__(self):  # what namespaces in namespaces hold doubles with each
             return "<Namespace>"
 
-    class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
-        intercepted_binops = frozenset(jinja2.sandbox.SandboxedEnvironment.default_binop_table)
-
-        def call_binop(self, context, operator, left, right):
-            budget.operation(operator, left, right)
-            return budget.pay(super().call_binop(context, operator, left, right))
-
-        def call(self, context, obj, *args, **named):
-            args = tuple(budget.pay(list(v)) if isinstance(v, GeneratorType) else v for v in args)
-            owner = getattr(obj, "__self__", None)
-            budget.pay((owner if isinstance(owner, str | list | tuple | dict) else None, args, named))
-            if isinstance(owner, str):
-                budget.foresee(obj.__name__, (owner, *args), named)
-            if isinstance(obj, jinja2.runtime.Macro):
-                budget.spend(budget.nodes // LETTERS)
-            return budget.pay(super().call(context, obj, *args, **named))
-
-        def is_safe_attribute(self, obj, attr, value):
-            return attr not in REFUSED and super().is_safe_attribute(obj, attr, value)
-
-        def wrap_str_format(self, value):
-            wrapped = super().wrap_str_format(value)
-            if wrapped is None:
-                return None
-            return lambda *args, **named: budget.written(value.__self__, (args, named)) or wrapped(*args, **named)
-
     @jinja2.pass_context  # so that no constant is left out
     def output(context, value):
         return budget.pay(str(value))
 
-    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[SaidByAssistant, jinja2.ext.loopcontrols],
-                          optimized=False, finalize=output)
+    environment = _counting(jinja2, budget)(
+        trim_blocks=True, lstrip_blocks=True, extensions=[SaidByAssistant, jinja2.ext.loopcontrols], optimized=False,
+        finalize=output)
 
     def raise_exception(message):
         raise jinja2.exceptions.TemplateError(str(message))

@@ -221,7 +221,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
                                     "model is")
         tokenizer.file = file if file.is_file() else folder / "tokenizer.model"
         return tokenizer
-    except (LookupError, TypeError, AttributeError, RecursionError) as e:  # a part is missing, or not what it should be
+    except (LookupError, TypeError, AttributeError, RecursionError, ArithmeticError) as e:  # not what it should be
         raise ValueError(f"{file} is damaged ({type(e).__name__}: {e}): fetch it again") from None
 
 
@@ -309,7 +309,6 @@ def _template(part: dict | None) -> tuple[list[int], list[int]]:
         before, after = [part["cls"][1]], [part["sep"][1]]
     elif kind not in (None, "ByteLevel"):
         raise ValueError(f"the post-processor {kind!r} is not supported")
-    odd = next((i for i in [*before, *after] if type(i) is not int or i < 0), None)
-    if odd is not None:
-        raise ValueError(f"its post-processor has the id {odd!r}; it must be a number from 0 on")
+    if odd := [i for i in [*before, *after] if type(i) is not int or i < 0]:
+        raise ValueError(f"its post-processor has the id {odd[0]!r}; it must be a number from 0 on")
     return before, after

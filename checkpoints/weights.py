@@ -22,6 +22,7 @@ from checkpoints.families import Layout, decoder_config
 from checkpoints.files import DTYPES, TensorFile, read_json, tensor_files, write_atomically, write_json, write_shards
 from star import lora
 from star.decoder import Decoder, DecoderConfig
+from star.positions import rotary_table
 
 COMPANIONS = ("tokenizer", "special_tokens", "added_tokens", "vocab.", "merges.", "tekken", "generation_config",
               "chat_template", "preprocessor_config", "processor_config")  # files that an export takes along
@@ -71,7 +72,10 @@ def _try(config: DecoderConfig) -> None:
                             rope_of=tuple(ropes), windows=()))
     for p in model.parameters():
         p.copy_(torch.linspace(-0.5, 1, p.numel()).view(p.shape))
-    if not model(torch.tensor([[0, 1, 2]])).isfinite().all():
+    ids = torch.tensor([[0, 1, 2]])
+    tables = [rotary_table(rope, config.rot_dim or config.head_dim, ids, torch.float32) for rope in config.ropes]
+    said = [model(ids), *itertools.chain.from_iterable(tables)]  # attention on a CPU makes 0 of NaN, and hides it
+    if not all(t.isfinite().all() for t in said):
         raise ValueError("with the numbers of config.json (rope, norm, scales) a model computes no numbers: fetch it "
                          "again")
 

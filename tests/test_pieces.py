@@ -313,6 +313,13 @@ def test_plain_strings_need_no_package(monkeypatch):
     ("unigram", lambda d: d["model"].update(unk_id=420), "its unk_id is 420 with 420 pieces"),
     ("unigram", lambda d: d["model"]["vocab"].append(["x", None]), "gives 'x' the score None"),
     ("unigram", lambda d: d["model"]["vocab"].append(["x", float("nan")]), "gives 'x' the score nan"),
+    ("unigram", lambda d: d["model"]["vocab"].append(["x", 10**400]), "gives 'x' the score 1000"),
+    ("mistral", lambda d: d["decoder"]["decoders"][-1].update(start=2**64), "a Strip takes 18446744073709551616 away"),
+    ("mistral", lambda d: d["decoder"]["decoders"][-1].update(stop="2"), "a Strip takes '2' away"),
+    ("mistral", lambda d: d["decoder"]["decoders"][0].update(content=5), "a Replace writes 5; it must be a text"),
+    ("mistral", lambda d: d["decoder"]["decoders"][0].update(content="a" * 1001), "of at most 1000 characters"),
+    ("mistral", lambda d: d["decoder"]["decoders"][0].update(pattern={"Regex": "a{99}{99}"}), "counts whose product"),
+    ("mistral", lambda d: d["decoder"]["decoders"][0].update(pattern={"Regex": "(a(?R)?)"}), "it calls itself"),
     ("unigram", lambda d: d["model"].update(vocab=[]), "its vocabulary is empty"),
     ("unigram", lambda d: d["normalizer"]["normalizers"][0].update(precompiled_charsmap="$"), "is no base64"),
     ("unigram", lambda d: d["normalizer"]["normalizers"][0].update(precompiled_charsmap="AAAAAAAA"), "is damaged"),
@@ -323,3 +330,16 @@ def test_what_such_a_file_may_not_say(tmp_path, name, change, said):
     change(data)
     (tmp_path / "tokenizer.json").write_text(json.dumps(data))
     refused(checkpoints.load_tokenizer, tmp_path, words=(said, "tokenizer.json"))
+
+
+def test_steps_end(tmp_path):
+    """A pattern that never ends, and steps that make gigabytes of a line, are refused when they meet the text."""
+    data = read("tok_sp_gemma_json")
+    grow = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 30}
+    for steps, said in (
+            ({"type": "Replace", "pattern": {"Regex": "(a|aa)+$"}, "content": ""}, "'(a|aa)+$' was tried on 61 lett"),
+            ({"type": "Sequence", "normalizers": [grow] * 5}, "its steps make 1,620,001 characters of 61")):
+        (tmp_path / "tokenizer.json").write_text(json.dumps(data | {"normalizer": steps}))
+        tokenizer = checkpoints.load_tokenizer(tmp_path)
+        assert tokenizer.encode("b")
+        refused(tokenizer.encode, "a" * 60 + "b", words=(f"{tmp_path}/tokenizer.json: ", said))
