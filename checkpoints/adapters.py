@@ -223,7 +223,8 @@ def _pair(tensors: TensorFile, name: str, rank: int, shape: torch.Size) -> tuple
     pair = torch.empty(a, dtype=tensors.dtype(_keys(name)[0])), torch.empty(b, dtype=tensors.dtype(_keys(name)[1]))
     for key, tensor in zip(_keys(name), pair, strict=True):
         if not tensors.read_into(key, tensor) or not tensor.float().isfinite().all():
-            raise ValueError(f"{tensors.path}: {key} holds numbers that are not finite in float32: fetch it again")
+            raise ValueError(f"{tensors.path}: {key} holds numbers that are not finite in float32, or beyond 2^40: "
+                             "fetch it again")
     return pair
 
 

@@ -220,6 +220,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
             raise FileNotFoundError(f"no tokenizer.json and no tokenizer.model in {folder}: fetch them from where the "
                                     "model is")
         tokenizer.file = file if file.is_file() else folder / "tokenizer.model"
+        if odd := [i for i in (*tokenizer._before, *tokenizer._after) if i >= tokenizer.vocab_size]:
+            raise ValueError(f"{tokenizer.file}: its post-processor has the id {odd[0]}, which is no token")
         return tokenizer
     except (LookupError, TypeError, AttributeError, RecursionError, ArithmeticError) as e:  # not what it should be
         raise ValueError(f"{file} is damaged ({type(e).__name__}: {e}): fetch it again") from None

@@ -253,9 +253,12 @@ def copy_companions(source: Path, folder: Path) -> None:
     """The tokenizer's files and what else stands beside a model."""
     beside = [file for file in source.iterdir() if file.name.startswith(COMPANIONS)]
     for file in [*beside, *source.glob("additional_chat_templates/*.jinja")]:
+        to = folder / file.relative_to(source)
         if file.is_file():
-            (folder / file.relative_to(source)).parent.mkdir(exist_ok=True)
-            write_atomically(folder / file.relative_to(source), file.read_bytes())
+            if to.parent != folder and to.parent.is_symlink():
+                raise ValueError(f"{to.parent} is a link: nothing is written where it leads; take it away")
+            to.parent.mkdir(exist_ok=True)
+            write_atomically(to, file.read_bytes())
 
 
 def _exported_config(model: Decoder) -> bytes:

@@ -257,6 +257,16 @@ def test_an_export_takes_all_chat_templates_along(llama, tmp_path):
         assert (tmp_path / "out" / name).read_text() == name
 
 
+def test_an_export_writes_nothing_where_a_link_leads(llama, tmp_path):
+    (llama / "additional_chat_templates").mkdir()
+    (llama / "additional_chat_templates/tool_use.jinja").write_text("x")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "additional_chat_templates").symlink_to(tmp_path / "elsewhere")
+    refused(checkpoints.export_merged, checkpoints.load_model(llama), tmp_path / "out", words=("is a link",))
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 def test_an_export_keeps_the_configs_own_words(llama, tmp_path):
     edit(llama / "config.json", somebodys_key=[1, None])
     text = (llama / "config.json").read_bytes().replace(b" ", b"  ")

@@ -356,6 +356,7 @@ def test_an_end_that_is_no_token(byte_level):
     ({"added_tokens": [7]}, ("damaged",)),
     ({"post_processor": {"type": "BertProcessing", "cls": ["a", -7], "sep": ["b", 5]}}, ("the id -7",)),
     ({"post_processor": {"type": "BertProcessing", "cls": ["a", None], "sep": ["b", 5]}}, ("the id None",)),
+    ({"post_processor": {"type": "BertProcessing", "cls": ["a", 2**62], "sep": ["b", 5]}}, ("which is no token",)),
     ({"post_processor": {"type": "BertProcessing", "cls": ["a"], "sep": ["b", 5]}}, ("damaged",)),
     ({"post_processor": {"type": "TemplateProcessing", "single": []}}, ("leaves the text out",)),
 ])
