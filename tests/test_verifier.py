@@ -18,6 +18,7 @@ from star.tasks.verifier.letter import one_letter
 from star.tasks.verifier.own import phrases, plain
 from star.tasks.verifier.phrase import one_phrase
 from star.tasks.verifier.quantity import spelt
+from star.tasks.verifier.sets import members, one_set
 from star.tasks.verifier.statement import MOST_MARKS
 from star.tasks.verifier.words import in_digits
 
@@ -427,3 +428,14 @@ def test_composed_statements_are_read_whole_or_not_at_all(report):
     assert read > 0.75 * (count - spoiled_ones)
     report(f"verifier: {read} of {count - spoiled_ones} composed statements read, each with its value; "
            f"none of {spoiled_ones} that something spoils")
+
+
+@pytest.mark.parametrize("sign", ["*", "_", "`", "×", "\n", " ", "a) ", "{", "1,"])
+def test_time_in_proportion_to_the_text(sign):
+    """A model that goes round in circles writes one sign thousands of times; a file may hold it as an answer."""
+    text = "x" + sign * (20_000 // len(sign)) + "x"
+    begun = time.perf_counter()
+    for read in (verifier.normal, verifier.one_number, one_set, members, verifier.phrase, verifier.number):
+        for told in (text, f"The answer is 5{text}"):
+            read(told)
+    assert time.perf_counter() - begun < 0.5

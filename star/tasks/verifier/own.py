@@ -85,7 +85,8 @@ LATEX = [(re.compile(pattern), new) for pattern, new in (
     (r"\\(?:left|right|displaystyle|q?quad|therefore|implies|Rightarrow|(?:begin|end)\s?\{[a-z*]+\})(?![A-Za-z])", " "),
     (r"\\(?:times|cdot|ast)(?![A-Za-z])", " * "), (r"\\over(?![A-Za-z])", "/"), (r"\\([%$#&])", r"\1"), (r"&=", "="))]
 TAGS = re.compile(r"<(b|i|em|strong|u)>([^<>]*)</\1>", re.I)
-MARKDOWN = re.compile(r"(?<=\S)[*_`]++(?![0-9A-Za-z])|(?<![0-9A-Za-z*_`)])[*_`]++(?=\S)")  # not in 3*4, 3 * 4, x_1
+MARKDOWN = re.compile(  # not in 3*4, 3 * 4, x_1; from where a run of signs begins, lest a long one be tried from each
+    r"(?<=\S)(?<![*_`]{2})[*_`]++(?![0-9A-Za-z])|(?<![0-9A-Za-z*_`)])[*_`]++(?=\S)")
 
 
 def plain(text: str, money: str = "") -> str:

@@ -33,7 +33,7 @@ BOTH = re.compile(r"\s*(?:both|all of|all|each of)\s+", re.I)
 MORE = phrases("""also, too, as well, another, additionally, in addition, plus, furthermore, moreover, besides, forgot,
     missed""")
 NEXT_MEMBER = re.compile(
-    r"(?:^|[.!;\n])[\s*_]*(?:(?:and|or|nor|as well as|then)\b|&|,)"
+    r"(?:^|[.!;\n])(?:(?!\n)[\s*_])*+(?:(?:and|or|nor|as well as|then)\b|&|,)"
     r"|\A[*_ ]*\n[ \t]*\S+(?:[ \t]+\S+){0,2}[ \t]*(?:\n|\Z)", re.I)
 NUMBERS = re.compile(r"-?[0-9][0-9.,/]*")
 
