@@ -68,7 +68,11 @@ def load_task(name: str, /, **options) -> Task:
     held-out set, and a mistake in the task's file; it names file and line.
     """
     known = task_options(name)
-    given = {k: Path(v) if k in known and known[k].type is Path else v for k, v in options.items() if v is not None}
+    given = {k: v for k, v in options.items() if v is not None}
+    for k in (k for k in given if k in known and known[k].type is Path):
+        if not isinstance(given[k], str | Path):
+            raise ValueError(f"task {name}: {_flag(k)} is {_clip(repr(given[k]))}; it must be a path")
+        given[k] = Path(given[k])
     if unknown := sorted(given.keys() - known.keys()):
         raise ValueError(f"task {name} has no setting {', '.join(map(_flag, unknown))}")
     if missing := [o for o in known.values() if o.default is Option.REQUIRED and o.name not in given]:
@@ -78,7 +82,7 @@ def load_task(name: str, /, **options) -> Task:
     try:
         task = load(**given)
     except (Exception, SystemExit) as e:
-        if speaks(e):
+        if speaks(e) or isinstance(e, MemoryError):
             raise
         raise ValueError(_complaint(e, file, f"load({_listed(given.values())})")) from e
     if not isinstance(task, Task):

@@ -24,9 +24,9 @@ from star.tasks.records import Record
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 WAYS = ("label", "field", "text", "from 0", "from 1")  # in which an answer names a choice; an earlier one goes first
 LABEL, TEXT = ("label", "key", "id"), ("text", "content", "value")  # what {label, text} are called
-CARRIED = re.compile(r"\s*[(\[]?\s*([A-Za-z])\s*[).:\]]\s*(?=\S)")  # "A)21", "(a) red", "B. blue", "c : 3"
+CARRIED = re.compile(r"[(\[]?\s*([A-Za-z])\s*[).:\]]\s*(?=\S)")  # "A)21", "(a) red", "B. blue", "c : 3"
 IN_TEXT = r"(?:^|(?<=[\s,;]))[(\[]?{}\s?[).:\]]\s*"  # the same inside of one text
-HEADING = re.compile(r"\s*(?:answer\s+)?(?:options|choices)\s*:?\s*\Z", re.I)  # above choices in a question
+HEADING = re.compile(r"(?:answer\s+)?(?:options|choices)\s*:?\s*\Z", re.I)  # above choices in a question
 SPEAKS_OF_OTHERS = re.compile(  # a choice: "all of the above", "both A and C", "none of these"
     r"\b(?:all|none|both|neither|either|any|some|two|more than one)\s+(?:of\s+)?(?:the\s+|these\s+|those\s+)?"
     r"(?:above|below|others?|options|choices|answers|these|those|them)\b"
@@ -135,6 +135,7 @@ def unwritten(value: Any) -> Any:
 def _carrying(values: list) -> Listed:
     """Choices that carry their letters, all of them and none twice: "A)21" is the choice 21 with the label A. Where
     some have lost theirs, the others are taken off, too, if they stand at their places."""
+    values = [v.lstrip() if isinstance(v, str) else v for v in values]
     found = [CARRIED.match(v) if isinstance(v, str) else None for v in values]
     if all(found) and sorted(m[1].lower() for m in found) == list(LETTERS[: len(values)]):
         return Listed(tuple(v[m.end() :] for v, m in zip(values, found, strict=True)), tuple(m[1] for m in found))
@@ -146,20 +147,21 @@ def _carrying(values: list) -> Listed:
 
 def _in_text(text: str) -> Listed | None:
     """Of "Which? (A) red (B) blue" the choices, from the last A on, and what stands before them."""
-    starts = list(re.finditer(IN_TEXT.format("[Aa]"), text))
-    for first in reversed(starts):
-        cuts, upper = [first], "A" in first[0]
-        for letter in LETTERS[1:]:
-            mark = re.compile(IN_TEXT.format(letter.upper() if upper else letter)).search(text, cuts[-1].end())
-            if mark is None:
-                break
-            cuts.append(mark)
-        if len(cuts) > 1:
-            ends = [*(m.start() for m in cuts[1:]), len(text)]
-            texts = tuple(text[m.end() : end].strip(" ,;\n\t\r") for m, end in zip(cuts, ends, strict=True))
-            labels = LETTERS[: len(cuts)].upper() if upper else LETTERS[: len(cuts)]
-            return Listed(texts, tuple(labels), before=HEADING.sub("", text[: first.start()]).strip())
-    return None
+    later = {b[0].isupper(): b.start() for b in re.finditer(IN_TEXT.format("[Bb]"), text)}  # the last ones
+    starts = [a for a in re.finditer(IN_TEXT.format("[Aa]"), text) if a.start() < later.get("A" in a[0], 0)]
+    if not starts:
+        return None
+    cuts, letters = starts[-1:], LETTERS.upper() if "A" in starts[-1][0] else LETTERS
+    for letter in letters[1:]:
+        mark = re.compile(IN_TEXT.format(letter)).search(text, cuts[-1].end())
+        if mark is None:
+            break
+        cuts.append(mark)
+    ends = [*(m.start() for m in cuts[1:]), len(text)]
+    texts = tuple(text[m.end() : end].strip(" ,;\n\t\r") for m, end in zip(cuts, ends, strict=True))
+    before = text[: cuts[0].start()].strip()
+    heading = HEADING.search(before[-40:])  # no further back: where blanks are many, the search for it would not end
+    return Listed(texts, tuple(letters[: len(cuts)]), before=before[: -len(heading[0])].rstrip() if heading else before)
 
 
 def _fields(record: Record, several: list[str], advice: str) -> Listed:

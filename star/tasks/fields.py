@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 from star.problem import Problem
 from star.tasks import choices, records, verifier
 from star.tasks.choices import Listed
-from star.tasks.files import Row
 from star.tasks.graders import TRUTHS
 from star.tasks.records import Record
+from star.tasks.tables import Row
 from star.tasks.verifier.expression import evaluate
 
 PARTS = ("question", "answer", "choices", "rationale", "group", "numbers")  # that Fields names
@@ -190,7 +190,7 @@ def parse_problem(record: Record, names: Fields, grade: str, name: str, listed: 
         question = records.fill(record, names.template, "--template must name fields that each record has").strip()
     else:
         question = names.text(record, "question")
-    group = names.text(record, "group") if names.group is not None else ""
+    group = "" if names.group is None else records.name(record, names.group, names.advice.format(part="group"))
     texts = tuple(" ".join(str(t).split()) for t in listed.texts) if listed else ()
     answer = "" if grade == "none" else choices.LETTERS[right] if listed else parse_answer(record, names, grade)
     return Problem(name, question, answer, group, texts, parse_numbers(record, names) if names.numbers else ())

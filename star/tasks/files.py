@@ -5,34 +5,25 @@ stands: ("train.csv, line 12", {"question": ..., "answer": ...}). A line that ca
 What the fields of a record mean, this file does not know (star/tasks/records). It downloads nothing.
 """
 
-import csv
 import gzip
 import io
 import json
 import re
 import zlib
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from star.tasks import parquet
+from star.tasks import parquet, tables
 from star.text import once
 
+Text = TypeVar("Text", str, bytes)
 Record = tuple[str, dict[str, Any]]  # where it stands ("train.jsonl, line 12"), and what stands there
 KINDS = ".jsonl, .json, .csv, .tsv or .parquet"
 TABLES = {".csv": ",;\t", ".tsv": "\t,;", ".tab": "\t,;"}  # ending -> delimiters, the likely one first
+BLANKS = re.compile(r"\s*")
 BY_LINES = {".jsonl", ".ndjson", ".txt", ""}  # endings of files whose lines are read one by one
-MOST_BYTES = 1 << 32  # of a file once it is unpacked
-MOST_OF_CELL = 1 << 30  # characters; csv by itself reads 131,072
-
-
-class Swallowed(ValueError):
-    """Quotes that open in one row of a table and close in another: where a row ends, nobody knows."""
-
-
-class Row(dict):
-    """A record of a table, whose first line named its fields. `records.field` says so where one is missing."""
+MOST_UNPACKED, MOST_TIMES = 64 << 20, 50  # bytes of a gzipped file that may become more, but no more than so often
 
 
 def find(data: Path, names: Sequence[str], inside: str, what: str) -> Path:
@@ -42,7 +33,7 @@ def find(data: Path, names: Sequence[str], inside: str, what: str) -> Path:
     """
     folder = Path(data)
     if not folder.is_dir():
-        is_what = "a file, not a folder" if folder.is_file() else "not there"
+        is_what = "a file, not a folder" if folder.exists() else "not there"
         raise FileNotFoundError(f"--data {data} is {is_what}: give the folder with {what}")
     for file in (base / name for base in (folder, folder / inside) for name in names):
         if file.is_file():
@@ -58,20 +49,23 @@ def read_records(path: str | Path, objects: bool = True, inside: str = "", wante
     """
     path = Path(path)
     if not path.is_file():
-        is_what = "a folder, not a file" if path.is_dir() else "not there"
+        is_what = ("a folder, not a file" if path.is_dir() else "a pipe or a device, not a file" if path.exists() else
+                   "not there")
         raise FileNotFoundError(f"{path} is {is_what}: name a {KINDS} file")
     data, ending = _unpacked(path)
     if data[:4] == b"PAR1" or ending == ".parquet":
         records = parquet.rows(path, data)
     else:
         text = _decoded(path, data)
-        begins = text.lstrip()[:1]
+        del data  # one copy of a large file is enough
+        top = re.match(r"\s*(.{0,9999})", text)[1]  # the first line, as far as it matters
+        begins = top[:1]
         if ending in TABLES and begins not in ("{", "["):
-            records = _table(path, text, TABLES[ending])
-        elif begins not in ("{", "[") and ending == ".txt" and "\t" in text.lstrip().partition("\n")[0]:
-            records = _table(path, text, "\t")
+            records = tables.rows(path, text, TABLES[ending])
+        elif begins not in ("{", "[") and ending == ".txt" and "\t" in top:
+            records = tables.rows(path, text, "\t")
         else:
-            spread = begins == "[" or text.lstrip().partition("\n")[0].strip() == "{"
+            spread = begins == "[" or top.strip() == "{"
             whole = _document(path, text, ending) if ending == ".json" or spread or inside else None
             apart = _lines if not spread else _objects
             records = apart(path, text) if whole is None else _listed(path, whole[0], inside, wanted)
@@ -93,15 +87,14 @@ def each(path: str | Path) -> Iterator[tuple[str, Any]]:
     if path.suffix.lower() not in BY_LINES or not path.is_file():
         yield from read_records(path, objects=False)
         return
-    for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        if line.strip():
-            where = f"{path}, line {number}"
-            try:
-                yield where, _parsed(where, line.decode())
-            except UnicodeDecodeError:
-                yield where, ValueError(f"{where} is not UTF-8 text: save the file as UTF-8")
-            except ValueError as e:
-                yield where, e
+    for number, line in _numbered(path.read_bytes().removeprefix(b"\xef\xbb\xbf"), rb"[^\n]+", b"\n"):
+        where = f"{path}, line {number}"
+        try:
+            yield where, _parsed(where, line.decode())
+        except UnicodeDecodeError:
+            yield where, ValueError(f"{where} is not UTF-8 text: save the file as UTF-8")
+        except ValueError as e:
+            yield where, e
 
 
 def shown(value: Any, most: int = 60) -> str:
@@ -149,9 +142,13 @@ def _unpacked(path: Path) -> tuple[bytes, str]:
         ending = Path(path.stem).suffix.lower() if ending == ".gz" else ending
         try:
             with gzip.GzipFile(fileobj=io.BytesIO(data)) as packed:
-                data = packed.read(MOST_BYTES)
+                most = max(MOST_UNPACKED, MOST_TIMES * len(data))
+                data = packed.read(most + 1)
         except (OSError, EOFError, zlib.error):
             raise ValueError(f"{path} is no whole gzip file: copy or download it again") from None
+        if len(data) > most:
+            raise ValueError(f"{path} holds more than {most:,} bytes, packed smaller than text can be: unpack it if "
+                             "you trust it")
     if data[:4] == b"PK\x03\x04":
         raise ValueError(f"{path} is a zip archive or an Excel workbook: unpack it, or save the sheet as CSV (UTF-8)")
     if b"\0" in data and data[:4] != b"PAR1" and ending != ".parquet" and data[:2] not in (b"\xff\xfe", b"\xfe\xff"):
@@ -172,8 +169,17 @@ def _decoded(path: Path, data: bytes) -> str:
 
 
 def _lines(path: Path, text: str) -> list[Record]:
-    lines = enumerate(text.split("\n"), 1)  # not splitlines: U+2028 may stand in a JSON string
-    return [(f"{path}, line {n}", _parsed(f"{path}, line {n}", line)) for n, line in lines if line.strip()]
+    lines = _numbered(text, r"[^\n]+", "\n")  # not splitlines: U+2028 may stand in a JSON string
+    return [(f"{path}, line {n}", _parsed(f"{path}, line {n}", line)) for n, line in lines]
+
+
+def _numbered(text: Text, line: Text, end: Text) -> Iterator[tuple[int, Text]]:
+    """(number, line) of the lines that are not blank: a file of line breaks alone makes no list of them."""
+    number, at = 1, 0
+    for found in re.finditer(line, text):
+        number, at = number + text.count(end, at, found.start()), found.start()
+        if not found[0].isspace():
+            yield number, found[0]
 
 
 def _parsed(where: str, line: str) -> Any:
@@ -188,9 +194,9 @@ def _objects(path: Path, text: str) -> list[Record]:
     reader, at, found = json.JSONDecoder(object_pairs_hook=once), 0, []
     line, counted = 1, 0
     while at < len(text):
-        if text[at].isspace():
-            at += 1
-            continue
+        at = BLANKS.match(text, at).end()
+        if at == len(text):
+            break
         line, counted = line + text.count("\n", counted, at), at
         try:
             value, at = reader.raw_decode(text, at)
@@ -273,78 +279,3 @@ def _why(e: Exception) -> str:
     if isinstance(e, json.JSONDecodeError):
         return f"{e.msg}, column {e.colno}"
     return str(e) if "stands in it twice" in str(e) else "too deep, or a number too long"
-
-
-# --------------------------------------------------------------------------------------------------------------- tables
-
-
-def _table(path: Path, text: str, delimiters: str) -> list[Record]:
-    """Of a table with a line of names: the delimiter is the first with which every row has as many cells as there are
-    names. Between tabs a quote may be text, if cells in quotes are not what the file has."""
-    first = 1
-    if told := re.match(r"sep=(.)\r?\n", text, re.I):  # Excel says so
-        delimiters, text, first = told[1], text[told.end() :], 2
-    head = text.lstrip().partition("\n")[0]
-    usual = [d for d in delimiters if d in head] or [delimiters[0]]
-    failed = {}
-    for delimiter in usual:
-        for quotes in (True, False) if delimiter == "\t" else (True,):
-            try:
-                return _rows_of_table(path, text, delimiter, quotes, first)
-            except Swallowed:
-                raise
-            except ValueError as e:
-                failed.setdefault(delimiter, e)
-    raise failed[max(usual, key=head.count)] from None
-
-
-def _rows_of_table(path: Path, text: str, delimiter: str, quotes: bool, first: int) -> list[Record]:
-    """ValueError for a row of another length than the first, which has the names; Swallowed."""
-    quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True,
-                        skipinitialspace=delimiter != "\t")
-    names, found, begins, before = None, [], first, csv.field_size_limit(MOST_OF_CELL)
-    try:
-        for cells in reader:
-            where, begins = f"{path}, line {begins}", reader.line_num + first
-            if not any(map(str.strip, cells)):
-                continue
-            if delimiter == "\t" and _swallows(cells):
-                raise Swallowed(f"{where}: a quote opens here and closes in line {reader.line_num + first - 1}, but "
-                                "each of these lines is a row too: leave out the quotes, or write them twice in quotes")
-            if names is None:
-                names = [name.strip() for name in cells]
-                twice, times = Counter(filter(None, names)).most_common(1)[0]
-                if times > 1:
-                    raise ValueError(f"{where} names the column {twice[:40]!r} twice: the first line must name each "
-                                     f"column, and no two alike; {no_names(names)}".rstrip("; "))
-            elif len(cells) != len(names):
-                advice = (f"one that holds {delimiter!r} must stand in quotes" if len(cells) > len(names) else
-                          f"an empty one keeps its {delimiter!r}, and one that holds a line break stands in quotes")
-                raise ValueError(f"{where} has {len(cells)} cell{'s' * (len(cells) != 1)}, and the first line names "
-                                 f"{len(names)} columns: {advice}")
-            else:
-                found.append((where, Row((n, c) for n, c in zip(names, cells, strict=True) if n)))
-    except csv.Error as e:
-        raise ValueError(f"{path}, line {begins}: its quotes do not close where a cell ends ({e}); a quote inside a "
-                         "cell is written twice") from None
-    finally:
-        csv.field_size_limit(before)
-    return found
-
-
-def _swallows(cells: list[str]) -> bool:
-    """Are the lines of a row between tabs rows themselves, each with as many cells? Then a quote began as text."""
-    tabs = [line.count("\t") for line in "\t".join(cells).split("\n")]
-    return len(tabs) > 1 and tabs[0] > 0 and len(set(tabs)) == 1
-
-
-def no_names(cells: Sequence[str]) -> str:
-    """What to do about a first line that looks like data: a number in it, a sentence, the letter of an answer; "" where
-    it looks like names."""
-    data = any(re.fullmatch(r"\W?[0-9][0-9.,:/ %-]*", c) or len(c) > 40 or c.count(" ") > 3 or "?" in c for c in cells)
-    if not data and sum(len(c) == 1 for c in cells) != 1:  # A, B, C and D are names
-        return ""
-    inside = [chr(ord("A") + i) for i in range(len(cells) - 2)] if 4 <= len(cells) <= 28 else []
-    return (f"if the first line is a question, put a line of names on top: {','.join(['question', *inside, 'answer'])}"
-            + f", and --fields choices={'+'.join(inside)}" * bool(inside))

@@ -5,6 +5,7 @@ tasks know; how files are read, star/tasks/files.
 """
 
 import hashlib
+import itertools
 import math
 import re
 import unicodedata
@@ -14,11 +15,14 @@ from decimal import Decimal
 from typing import Any
 
 from star.problem import Problem, Shot
-from star.tasks.files import Record, Row, each, find, follow, no_names, paths, read_records, shown
+from star.tasks.files import Record, each, find, follow, paths, read_records, shown
+from star.tasks.tables import Row, no_names
+from star.text import visible
 
-__all__ = ["Record", "disjoint", "each", "field", "fill", "find", "hold_out", "key", "named", "one", "read_records",
-           "shown", "spelled", "text"]
+__all__ = ["Record", "clip", "disjoint", "each", "field", "fill", "find", "hold_out", "key", "name", "named", "one",
+           "read_records", "shown", "spelled", "text"]
 SENTENCE = re.compile(r"[^\w\s]$")
+MOST_TEXT, MOST_NAME = 400_000, 200  # characters of a text, more than any model reads, and of a name
 
 
 def field(record: Record, name: str, advice: str) -> Any:
@@ -30,7 +34,8 @@ def field(record: Record, name: str, advice: str) -> Any:
     try:
         return follow(value, [name] if isinstance(value, dict) and name in value else name.split("."))
     except KeyError:
-        there = [repr(p) for p in paths(value)] if isinstance(value, dict) and value else [shown(value)]
+        inside = itertools.islice(paths(value), 13) if isinstance(value, dict) else ()
+        there = [repr(p) for p in inside] or [shown(value)]
         listed = ", ".join(there[:12]) + ", ..." * (len(there) > 12)
         has = "the first line, which names the columns, has" if isinstance(value, Row) else "there is"
         above = f"; {no_names(list(value))}" if isinstance(value, Row) and no_names(list(value)) else ""
@@ -73,6 +78,8 @@ def fill(record: Record, template: str, advice: str) -> str:
 
 def _no_text(name: str, value: Any) -> str:
     """Why a field's value is no text."""
+    if isinstance(value, str) and len(value) > MOST_TEXT:
+        return f"field {name!r} has {len(value):,} characters; a text has at most {MOST_TEXT:,}"
     if not isinstance(value, list):
         return f"field {name!r} is {shown(value)}; it must be text or a number"
     if any(isinstance(v, list) for v in value):
@@ -90,7 +97,7 @@ def _all_spelled(values: list) -> str | None:
 
 
 def spelled(value: Any) -> str | None:
-    """Text or a number as text; None for all else: null, true, NaN, a list, blanks, half a surrogate pair."""
+    """Text or a number as text; None for all else: null, true, NaN, a list, blanks, half a surrogate pair, a book."""
     if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal | date):
         return None
     if isinstance(value, float | Decimal) and not math.isfinite(value):
@@ -98,7 +105,17 @@ def spelled(value: Any) -> str | None:
     if isinstance(value, int) and value.bit_length() > 10_000:  # Python writes no number of thousands of digits
         return None
     spelling = str(value).strip()
-    return spelling if spelling and not re.search("[\ud800-\udfff]", spelling) else None
+    return spelling if 0 < len(spelling) <= MOST_TEXT and not re.search("[\ud800-\udfff]", spelling) else None
+
+
+def name(record: Record, names: str, advice: str, lists: str = "one") -> str:
+    """The text of a field that something is called by in tables: a group, who wrote an answer. ValueError if there is
+    none, or if it is a text rather than a name."""
+    found = text(record, names, advice, lists)
+    if len(found) > MOST_NAME:
+        raise ValueError(f"{record[0]}: field {names!r} is {shown(found)}..., of {len(found):,} characters; a name has "
+                         f"at most {MOST_NAME}")
+    return found
 
 
 def key(problem: Problem) -> str:
@@ -146,8 +163,14 @@ def disjoint(train: list[Problem], heldout: list[Problem], shots: Sequence[Shot]
 
 
 def named(ids: Sequence[str]) -> str:
-    """The first few of them: "a, b, c and 7 more"."""
-    return ", ".join(ids[:3]) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "")
+    """The first few of them: "a, b, c and 7 more"; what is long or no plain text is clipped and shown."""
+    return ", ".join(clip(i, 60) for i in ids[:3]) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "")
+
+
+def clip(text: str, most: int) -> str:
+    """The beginning of a text, in one line, with nothing in it that a terminal obeys."""
+    text = visible(text[: most + 1])
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def hold_out(problems: list[Problem], part: float) -> tuple[list[Problem], list[Problem]]:
