@@ -30,15 +30,16 @@ from star.problem import STUDENT, Completion, Example, Generation, Problem
 from star.rollout import Rollout, result
 from star.run import best, history
 from star.run.exchange import write_questions, write_rollouts
-from star.run.flags import command
+from star.run.flags import command, one_line
 from star.run.folder import Run, newest_finished
 from star.run.models import load_base, load_tokenizer, outline
 from star.run.others import plan_others
 from star.run.sample_flags import read_args
+from star.run.screen import legible
 from star.sampler import Sampler
 from star.tasks import Task, ask, load_task
 from star.tasks.records import named
-from star.text import Prompt, TextStream
+from star.text import Prompt, TextStream, visible
 
 JUDGED = ("generators", "reward", "reward_by", "reward_weights", "reward_format")  # flags of --best-of
 
@@ -80,12 +81,12 @@ class Writer:
 
         def on_token(_: int, token: int) -> None:
             if show and token not in self.tokenizer.eos_ids:
-                print(stream.push(token), end="", flush=True)
+                print(legible(stream.push(token)), end="", flush=True)
 
         (out,) = self.sampler.generate([prompt], max_new_tokens=min(max_new, room), temperature=self.temperature,
                                        seeds=[self.seed], stop_ids=self.tokenizer.eos_ids, stop=stop, on_token=on_token)
         if show:
-            print(stream.end(), end="", flush=True)
+            print(legible(stream.end()), end="", flush=True)
         return out
 
 
@@ -124,16 +125,17 @@ class Asker:
     def answer(self, question: str) -> None:
         """Reason aloud and say whether the answer is right."""
         problem = self.problem(question)
-        print(prompts.render(self.task, problem, self.writer.tokenizer.chat, few_shot=False).rstrip("\n"))
+        print(legible(prompts.render(self.task, problem, self.writer.tokenizer.chat, few_shot=False)).rstrip("\n"))
         g = self.rationale(problem, "generate", show=True)
+        said, right = visible(str(g.answer)), visible(problem.answer)
         if not problem.answer:
-            print(f"\n-> {g.answer if g.answer is not None else VERDICTS['unparsed']}")
+            print(f"\n-> {said if g.answer is not None else VERDICTS['unparsed']}")
         elif g.verdict == "right":
-            print(f"\n-> {g.answer} is right" + (", but not every step is" if g.steps_right is False else ""))
+            print(f"\n-> {said} is right" + (", but not every step is" if g.steps_right is False else ""))
         elif g.answer is None or g.verdict == "length":
-            print(f"\n-> {VERDICTS[g.verdict]}: the answer is {problem.answer}")
+            print(f"\n-> {VERDICTS[g.verdict]}: the answer is {right}")
         else:
-            print(f"\n-> {g.answer} is wrong: the answer is {problem.answer}")
+            print(f"\n-> {said} is wrong: the answer is {right}")
 
     def best_of(self, question: str, n: int, temperature: float, pool: Pool) -> None:
         """n answers, those of other models too, rated by the judge; the best first."""
@@ -147,12 +149,13 @@ class Asker:
         home = Rollout(sampler, tokenizer, self.task, config)
         tried = home.complete(step, "generate", [problem]) + result(pool.answers(home, step, [problem]))
         rated = result(pool.score(home, step, tried, [problem]))
-        print(self.task.question(problem).rstrip("\n") + "\n")
+        print(legible(self.task.question(problem)).rstrip("\n") + "\n")
         print("\n".join(best.table(rated, max(shutil.get_terminal_size((100, 24)).columns, 60))))
         pick = best.merged(rated)[0][0]
-        right = {"right": " is right", "wrong": f" is wrong: the answer is {problem.answer}"}.get(pick.verdict, "")
+        right = {"right": " is right", "wrong": f" is wrong: the answer is {visible(problem.answer)}"}.get(
+            pick.verdict, "")
         if pick.answer is not None and pick.reward is not None:
-            print(f"\n-> {pick.answer}{right}")
+            print(f"\n-> {visible(str(pick.answer))}{right}")
 
     def trace(self, problem: Problem) -> None:
         """One problem's whole way: prompt, rationale, hint, hinted rationale, verdict, and what is trained on."""
@@ -168,9 +171,9 @@ class Asker:
             g = self.rationale(problem, phase, show=False)
             print(f"{paint('bold', phase)}{shown}\n{indent(prompt)}\n{paint('bold', '  the model writes')}\n"
                   f"{indent(g.text)}")
+            says = "" if g.kept else visible(f"; it says {g.answer}, right is {problem.answer}")
             print(paint("green" if g.kept else "red", f"  -> {g.verdict}: {VERDICTS[g.verdict]}")
-                  + (", though a step is wrong" if g.steps_right is False else "")
-                  + ("" if g.kept else f"; it says {g.answer}, right is {problem.answer}") + "\n")
+                  + (", though a step is wrong" if g.steps_right is False else "") + f"{says}\n")
             if g.kept:
                 tokenizer, few_shot = self.writer.tokenizer, self.config.few_shot_train
                 show_example(prompts.example(self.task, problem, tokenizer, g.tokens, few_shot), tokenizer)
@@ -188,12 +191,12 @@ def show_example(example: Example, tokenizer) -> None:
 
 
 def indent(text: str) -> str:
-    return "\n".join("    " + line for line in text.rstrip("\n").split("\n"))
+    return "\n".join("    " + line for line in legible(text).rstrip("\n").split("\n"))
 
 
 def paint(color: str, text: str) -> str:
-    """Text in colour, where the output is a terminal and nobody said NO_COLOR."""
-    codes = {"bold": "1", "dim": "2", "red": "31", "green": "32"}
+    """Text in colour, where the output is a terminal and nobody said NO_COLOR; no other code passes."""
+    codes, text = {"bold": "1", "dim": "2", "red": "31", "green": "32"}, legible(text)
     plain = not sys.stdout.isatty() or "NO_COLOR" in os.environ
     return text if plain else f"\x1b[{codes[color]}m{text}\x1b[0m"
 
@@ -241,7 +244,7 @@ def judged(model: Asker, args) -> Pool:
     config, writer = StarConfig(**settings), model.writer
     others = plan_others(config, model.task, writer.tokenizer, writer.sampler.model, model.max_new,
                          writer.sampler.model.device)
-    print(paint("dim", "\n".join([*others.said, *(f"note    {note}" for note in others.notes)])))
+    print(paint("dim", "\n".join(map(visible, [*others.said, *(f"note    {note}" for note in others.notes)]))))
     return others.pool
 
 
@@ -261,7 +264,7 @@ def main(argv: list[str]) -> None:
         print(write_file(args))
         return
     which, respond = responder(args)
-    print(paint("dim", f"model: {which}"))
+    print(paint("dim", visible(f"model: {which}")))
     if args.question is not None or args.trace:
         respond(args.question)
         return
@@ -271,7 +274,7 @@ def main(argv: list[str]) -> None:
         except EOFError:
             return
         except ValueError as e:
-            print(f"error: {e}", file=sys.stderr)
+            print(f"error: {one_line(str(e))}", file=sys.stderr)
 
 
 def write_file(args) -> str:
@@ -289,7 +292,7 @@ def responder(args) -> tuple[str, Callable[[str], None]]:
     if args.model and not args.task and not args.best_of:
         writer = Writer(StarConfig(model=str(args.model), chat=args.chat), None, args)
         if (args.model / "prompt.txt").is_file():
-            print(paint("dim", f"note: {args.model / 'prompt.txt'} says how this model was asked"))
+            print(paint("dim", visible(f"note: {args.model / 'prompt.txt'} says how this model was asked")))
         elif not args.chat and has_chat(args.model):
             print(paint("dim", "note: this model has a chat template, and is asked without it here: --chat"))
         return str(args.model), lambda text: go_on(writer, text, args.max_new_tokens or 200)
@@ -306,7 +309,8 @@ def go_on(writer: Writer, text: str, max_new: int) -> None:
     """Any text and what follows it."""
     tokenizer, chat = writer.tokenizer, writer.tokenizer.chat
     if marks := tokenizer.special_in(text):
-        print(paint("dim", f"note: {', '.join(marks)} stands there as text: --chat writes the model's own tokens"))
+        marks = visible(named(list(marks)))
+        print(paint("dim", f"note: {marks} stands there as text: --chat writes the model's own tokens"))
     print(paint("dim", text), end="\n" if chat else "", flush=True)
     prompt = chat.render([("user", text)]) if chat else Prompt(text)
     ids = tokenizer.encode(prompt)

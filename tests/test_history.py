@@ -77,7 +77,7 @@ def test_load_says_what_is_missing_or_damaged(tmp_path):
     refused(load, tmp_path, words=("iter-001.jsonl is damaged",))
     good = asdict(STORY[0]) | {"chunk": 1}
     for bad in (
-        [], {}, good | {"new": 1}, good | {"verdict": "fine"}, good | {"verdict": []}, good | {"phase": "train"},
+        {}, good | {"new": 1}, good | {"verdict": "fine"}, good | {"verdict": []}, good | {"phase": "train"},
         good | {"text": None}, good | {"answer": 8}, good | {"iteration": "1"}, good | {"sample": None},
         good | {"problem": 17}, {k: v for k, v in good.items() if k != "text"},
     ):  # fmt: skip

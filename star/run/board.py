@@ -7,9 +7,10 @@ from pathlib import Path
 
 from star.problem import Chunk, Event, Finished
 from star.run.folder import Run
+from star.text import visible
 
 EACH_CHUNK = 3  # rationales of a chunk that are written
-INDENT = "\n    "  # a block of code to TensorBoard's markdown: text of a model stays text
+INDENT = "\n    "  # a block of code to TensorBoard's markdown, which ends lines at "\r" too: text of a model stays text
 
 
 def summary_writer() -> type:
@@ -33,8 +34,8 @@ class Board:
         if isinstance(event, Chunk):
             for g, p in list(zip(event.generations, event.problems, strict=True))[:EACH_CHUNK]:
                 said = f"{g.problem}: {p.question}\n\n{g.text}\n\n-> {g.verdict} (says {g.answer}; right is {p.answer})"
-                self.writer.add_text(f"rationales {g.iteration:03d}/{g.phase}", INDENT + INDENT.join(said.split("\n")),
-                                     self.count)
+                code = "".join(f"{INDENT}{visible(line)}" for line in said.splitlines())
+                self.writer.add_text(f"rationales {g.iteration:03d}/{g.phase}", code, self.count)
                 self.count += 1
         elif isinstance(event, Finished):
             rates = {name: run.timings[name] for name in ("sampled_tokens_per_s", "trained_tokens_per_s", "seconds")}

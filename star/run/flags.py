@@ -7,7 +7,7 @@ Flags override it; a setting of the preset that contradicts a flag is left out, 
 import argparse
 import difflib
 import functools
-import os
+import math
 import re
 import sys
 import tomllib
@@ -21,10 +21,12 @@ import torch
 
 from star.config import CONFLICTS, DEFAULTS, StarConfig, kind_of, several
 from star.device import failure
+from star.run.screen import screens
 from star.run.signals import catch, stop
 from star.tasks import is_file, task_names, task_options
 from star.text import visible
 
+MOST_PRESET = 1 << 20  # bytes
 PRESETS = Path(__file__).parent / "presets"
 SEVERAL = ("generators", "candidates")  # settings that are paths, separated by commas
 PATHS = ("model", "reward", *SEVERAL)
@@ -80,29 +82,39 @@ def command(body: Callable[[list[str]], int | None]) -> Callable[..., int]:
     @functools.wraps(body)
     def main(argv: list[str] | None = None) -> int:
         catch()
-        warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
-        try:
-            return body(sys.argv[1:] if argv is None else argv) or 0
-        except KeyboardInterrupt as e:
-            print(f"stopped {one_line(str(e))}".rstrip(), file=sys.stderr)
-            return stop(e).code
-        except torch.OutOfMemoryError:
-            print(f"error: {FULL}", file=sys.stderr)
-        except RuntimeError as e:
-            if stopped := stop(e):
-                print("stopped", file=sys.stderr)
-                return stopped.code
-            if (said := failure(e)) is None:
-                raise
-            print(f"error: {one_line(said)}", file=sys.stderr)
-        except BrokenPipeError:  # whoever reads the output has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
-        except (ValueError, OSError, ImportError) as e:
-            print(f"error: {one_line(str(e) or type(e).__name__)}", file=sys.stderr)
-        return 2
+        warnings.showwarning = lambda message, *_: print(f"warning: {one_line(str(message))}", file=sys.stderr)
+        with screens() as (out, _):
+            code = ended(lambda: body(sys.argv[1:] if argv is None else argv))
+            out.flush()
+            if out.lost and not isinstance(out.lost, BrokenPipeError):  # whoever reads a pipe has seen enough
+                print(f"error: not all that was said could be written: {one_line(str(out.lost))}", file=sys.stderr)
+                code = code or 2
+            return code
 
     return main
+
+
+def ended(body: Callable[[], int | None]) -> int:
+    """A command's exit code; what it raises becomes a line on stderr."""
+    try:
+        return body() or 0
+    except KeyboardInterrupt as e:
+        print(f"stopped {one_line(str(e))}".rstrip(), file=sys.stderr)
+        return stop(e).code
+    except torch.OutOfMemoryError:
+        print(f"error: {FULL}", file=sys.stderr)
+    except RuntimeError as e:
+        if stopped := stop(e):
+            print("stopped", file=sys.stderr)
+            return stopped.code
+        if (said := failure(e)) is None:
+            raise
+        print(f"error: {one_line(said)}", file=sys.stderr)
+    except MemoryError:
+        print("error: this machine's memory is full: give a smaller file, or a smaller model", file=sys.stderr)
+    except (ValueError, OSError, ImportError) as e:
+        print(f"error: {one_line(str(e) or type(e).__name__)}", file=sys.stderr)
+    return 2
 
 
 def one_line(text: str, most: int = 2000) -> str:
@@ -137,6 +149,9 @@ def read_flags(argv: list[str], doc: str, more: Callable[[Parser], None] = lambd
         keeps = f"--resume keeps the run's settings: leave out {left[0]}"
         raise ValueError(keeps if "resume" in known else unknown(parser, left, task))
     given = vars(given)
+    for name, low in (("show", 0), ("price_per_hour", 0.0)):
+        if not low <= given.get(name, low) < math.inf:
+            raise ValueError(f"--{name.replace('_', '-')} is {given[name]}; it must be a number from {low:g} on")
     settings = {k: given.pop(k) for k in list(given) if k in DEFAULTS}
     chosen = {k: given.pop(k) for k in list(given) if k in options}
     others = {f.name: given.pop(f.name) for f in fields(Flags) if f.name in given}
@@ -217,6 +232,8 @@ def read_preset(name: str) -> tuple[Path, dict]:
     file = Path(name) if name.endswith(".toml") else PRESETS / f"{name}.toml"
     if not file.is_file():
         raise ValueError(f"--preset {name}: no such preset; known are {', '.join(preset_names())}, or give a TOML file")
+    if (size := file.stat().st_size) > MOST_PRESET:
+        raise ValueError(f"{file} has {size:,} bytes; a preset of so many settings is none")
     try:
         preset = tomllib.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as e:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from star.evaluate import VERDICTS
 from star.problem import PHASES, SAMPLED, STUDENT, Generation
-from star.run.folder import generation, read_lines
+from star.run.lines import checked, read_lines
+from star.tasks.records import clip
 from star.text import visible
 
 OUTCOMES = {  # beside VERDICTS' own names
@@ -69,20 +70,6 @@ def load_asked(run: Path) -> tuple[list[Generation], dict[str, tuple[str, str]]]
         raise ValueError(f"{run} has no whole generation in its samples yet")
     return generations, {r["problem"]: (str(r.get("question", "")), str(r.get("right_answer", "")))
                          for r, *_ in records}
-
-
-def checked(record: dict, path: Path, number: int) -> Generation:
-    try:
-        g = generation(record)
-        named = g.phase in SAMPLED and g.verdict in VERDICTS
-        numbers, texts = (g.iteration, g.sample), (g.problem, g.text, g.answer or "", g.source)
-        scores = [*(g.scores or {}).values(), *([] if g.reward is None else [g.reward])]
-        if not (named and all(isinstance(n, int) for n in numbers) and all(isinstance(t, str) for t in texts)
-                and all(isinstance(s, int | float) for s in scores)):
-            raise TypeError("a field has a value that it cannot have")
-    except (AttributeError, KeyError, TypeError) as e:
-        raise ValueError(f"{path}, line {number}, is no generation that this version knows: {e}") from None
-    return g
 
 
 def browse(run: Path, wanted: Filter, limit: int, width: int) -> list[str]:
@@ -203,11 +190,6 @@ def _rose(marks: list[str]) -> bool:
     """Did it fail unaided (R: it needed the hint) when it was first tried, and was right unaided when last tried?"""
     tried = [mark for mark in marks if mark != "."]
     return tried[0] not in "KE" and tried[-1] in "KE"
-
-
-def clip(text: str, most: int) -> str:
-    text = visible(text)
-    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def wrapped(text: str, width: int) -> list[str]:

@@ -25,10 +25,12 @@ from star.lora import add_lora, trainable
 from star.run.memory import Lengths, Memory, fitted, refuse, size
 from star.run.models import JOIN, load_base, load_tokenizer, measure_prompts, outline, recast
 from star.run.others import Others, plan_others
+from star.run.screen import legible
 from star.run.work import Work
 from star.sampler import Sampler
 from star.tasks import Task, ask, load_task
 from star.tasks.records import named
+from star.text import visible
 
 
 @dataclass(frozen=True)
@@ -152,10 +154,10 @@ def describe(plan: Plan) -> list[str]:
     has = f"{plan.device} has {size(free)} free" if free is not None else f"on {plan.device}"
     shown = f"few-shot text of {plan.lengths.examples} tokens, stored once; " if plan.lengths.examples else ""
     most = f"{rationales:,} rationales x {plan.max_new} new tokens = {rationales * plan.max_new:,}"
-    return [*plan.others.said,
+    return [*map(visible, plan.others.said),
             f"cost    {shown}at most {most}; {steps:,} steps x {plan.config.batch_size} examples",
             f"memory  {plan.memory}: {size(plan.memory.most)} at a time; {has}",
-            *(f"note    {note}" for note in plan.notes)]
+            *(visible(f"note    {note}") for note in plan.notes)]
 
 
 def check(plan: Plan) -> list[str]:
@@ -169,34 +171,39 @@ def check(plan: Plan) -> list[str]:
     plain, hinted = (prompts.render(task, problem, chat, hint) for hint in (False, True))
     ids = prompts.encode(task, problem, plan.tokenizer)
     return [
-        f"model   {path.relative_to(here) if path.is_relative_to(here) else path}: {checkpoints.describe(plan.model)}",
+        visible(f"model   {path.relative_to(here) if path.is_relative_to(here) else path}: "
+                f"{checkpoints.describe(plan.model)}"),
         *describe(plan),
         f"cache   {plan.memory.slots} slots of {plan.max_len} tokens: at most {size(plan.memory.slots * row)}",
-        f"task    {config.task}: {len(task.train):,} training problems, {len(task.heldout):,} held out; answers are "
-        f"compared {task.compares}",
+        *tasked(plan),
         f"ends    a rationale ends at {ends}, or after {plan.max_new} tokens",
-        f"prompt  {problem.id}: {len(ids)} ids, first {ids[0]}, last {ids[-1]}", *indented(plain),
+        f"prompt  {visible(problem.id)}: {len(ids)} ids, first {ids[0]}, last {ids[-1]}", *indented(plain),
         *(["hinted  the same problem", *indented(hinted)] if config.rationalize else []),
     ]
 
 
 def opening(plan: Plan, sampler: Sampler, learns: str = "rationales") -> list[str]:
     """What a run says first. learns: what it trains on, as in Run.learns."""
-    config, model, task = plan.config, sampler.model, plan.task
+    config, model = plan.config, sampler.model
     numbers = sum(p.numel() for p in trainable(model).values())
     hints = config.rationalize and config.sampling("rationalize")[0]
     how = f"{'' if hints else 'no '}rationalization" if learns == "rationales" else f"on {learns}"
     return [
-        f"model   {model.source.path.name}: {checkpoints.describe(model)}",
+        visible(f"model   {model.source.path.name}: {checkpoints.describe(model)}"),
         f"train   {numbers:,} numbers in adapters of rank {config.rank}, learning rate {config.lr:g}; start from "
         f"{config.start}, {how}, seed {config.seed}",
-        f"task    {config.task}: {len(task.train):,} training problems, {len(task.heldout):,} held out; answers are "
-        f"compared {task.compares}",
+        *tasked(plan),
         f"device  {model.device} (--device {config.device}); {plan.memory.slots} slots, adapters sampled "
         f"{'merged' if sampler.merges() else 'live'}",
         *describe(plan),
     ]
 
 
+def tasked(plan: Plan) -> list[str]:
+    task = plan.task
+    return [visible(f"task    {plan.config.task}: {len(task.train):,} training problems, {len(task.heldout):,} held "
+                    f"out; answers are compared {task.compares}")]
+
+
 def indented(text: str) -> list[str]:
-    return ["        " + line for line in text.rstrip("\n").split("\n")]
+    return ["        " + line for line in legible(text).rstrip("\n").split("\n")]

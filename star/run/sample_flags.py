@@ -10,6 +10,8 @@ from star.run.flags import Parser, add_options
 from star.run.history import OUTCOMES
 from star.tasks import task_options
 
+LEAST = {"limit": 1, "samples": 1, "max_new_tokens": 1, "iteration": 0, "temperature": 0, "seed": 0}
+
 
 def own_flags(doc: str) -> Parser:
     parser = Parser(doc)
@@ -82,7 +84,9 @@ def read_args(argv: list[str], doc: str) -> Namespace:
         (args.files and (args.reward or args.generators), "--questions and --rollouts know one model and no judge: "
          "leave out --reward and --generators"),
         (args.rollouts and args.model and not args.task, "--rollouts answers a task's problems: name a --task"),
-        (args.limit is not None and args.limit < 1, f"--limit is {args.limit}; it must be at least 1"),
+        *((not low <= (low if vars(args)[name] is None else vars(args)[name]) < 1 << 63,
+           f"--{name.replace('_', '-')} is {vars(args)[name]}; it must be a number from {low} on")
+          for name, low in LEAST.items()),
         (args.best_of is not None and not 1 <= args.best_of <= 1000, f"--best-of is {args.best_of}; it must be 1 to "
          "1000"),
     ):
