@@ -136,8 +136,8 @@ def draw(run: Run) -> None:
     """The curves so far; without matplotlib the run goes on and says what to install."""
     try:
         curves(run.folder / "curves.png", run.metrics())
-    except ImportError as e:
-        print(f"note: {e}", file=sys.stderr)
+    except (ImportError, ValueError, OSError) as e:
+        print(f"note: no curves.png: {e}" if not isinstance(e, ImportError) else f"note: {e}", file=sys.stderr)
 
 
 if __name__ == "__main__":

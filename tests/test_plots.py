@@ -35,7 +35,8 @@ def lines(axes):
 
 
 def base(share=0.1):
-    return {"iteration": 0, "accuracy": {"a": share, "b": 3 * share, "mean": 2 * share}}
+    shares = {"a": share, "b": 3 * share, "mean": 2 * share}
+    return {"iteration": 0, "accuracy": shares, "interval": {group: [0.0, 1.0] for group in shares}}
 
 
 def test_curves_count_problems_whatever_was_sampled_of_them(drawn, tmp_path):
@@ -93,3 +94,26 @@ def test_a_run_draws_its_curves_and_goes_on_without_matplotlib(tmp_path, monkeyp
     train.draw(run)
     assert capsys.readouterr().err == "note: pictures need matplotlib: pip install 'star-from-scratch[plot]'\n"
     assert not (run.folder / "curves.png").exists()
+
+
+def test_groups_are_called_what_they_are_and_are_not_too_many(drawn, tmp_path, recwarn):
+    """Neither a formula nor a hidden name, nor a page of them; what the font lacks is no warning."""
+    names = ["$\\frac{", "_hidden", "漢字\U0010fffe", "\x1b[31m\u202e", "g" * 10_000, "mean"]
+    for n, groups in enumerate((names, [*map(str, range(300)), "mean"])):
+        metrics = [{"iteration": i, "accuracy": dict.fromkeys(groups, i / 2)} for i in (0, 1)]
+        plots.curves(tmp_path / f"{n}.png", metrics)
+        assert is_png(tmp_path / f"{n}.png")
+    shown = [t.get_text() for t in drawn[0].axes[0].get_legend().get_texts()]
+    assert shown[:4] == [r"\$\frac{", " _hidden", "漢字\\U0010fffe", "\\x1b[31m\\u202e"]
+    assert max(map(len, shown)) == 24
+    assert list(lines(drawn[1].axes[0])) == ["mean"]
+    assert not recwarn
+
+
+def test_a_link_in_the_place_of_the_picture_is_not_followed(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    for name in ("curves.png", "curves.png.tmp", "curves.tmp.png"):
+        (tmp_path / name).symlink_to("mine")
+    plots.curves(tmp_path / "curves.png", [base()])
+    assert is_png(tmp_path / "curves.png")
+    assert (tmp_path / "mine").read_text() == "mine"

@@ -6,7 +6,7 @@
 {"helpfulness": 3.1, ...}. A line that holds the `prompt` it answers is compared with the task's. Nothing here samples.
 """
 
-import json
+import os
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,15 +40,16 @@ class Reader:
         self.heldout = {p.id for p in self.task.heldout}
         self.labels: tuple[str, list[str]] | None = None  # where scores stood first, and their names
         self.seen: dict[tuple[str, str, str], str] = {}  # (problem, source, text) -> where it stands
-        self.files: set[Path] = set()
+        self.files: set[str] = set()
 
     def read(self, path: str | Path) -> list[Candidate]:
         """The answers of a file. FileNotFoundError, or ValueError that names the first line that cannot be used and how
         many there are; with skip_bad they are left out, and counted in `notes`."""
         path, found, bad = Path(path), [], []
-        if path.resolve() in self.files:
+        where = os.path.realpath(path)
+        if where in self.files:
             raise ValueError(f"--candidates names {path} twice: each answer counts once")
-        self.files.add(path.resolve())
+        self.files.add(where)
         for where, record in records.each(path):
             try:
                 if isinstance(record, ValueError):
@@ -74,15 +75,16 @@ class Reader:
         """One line. ValueError says what is wrong with it."""
         where, values = record
         if not isinstance(values, dict):
-            raise ValueError(f"{where}: a JSON object is needed, this is {json.dumps(values)[:60]}")
+            raise ValueError(f"{where}: a JSON object is needed, this is {records.shown(values)}")
         problem, text = (records.text(record, name, "an answer has problem, text and source")
                          for name in ("problem", "text"))
-        source = records.text(record, "source", "") if "source" in values else stem
+        source = records.name(record, "source", "", "") if "source" in values else stem
         asked = self.by_id.get(problem)
         if asked is None:
             why = ("is held out: what is learned from must not be measured on" if problem in self.heldout else
                    f"is none of the {len(self.by_id)} training problems ({named(list(self.by_id))})")
-            raise ValueError(f"{where}: problem {problem!r} {why}; sample.py --questions writes those that there are")
+            raise ValueError(f"{where}: problem {clip(problem, 60)!r} {why}; sample.py --questions writes those that "
+                             "there are")
         if source == STUDENT or source in self.taken:
             raise ValueError(f"{where}: source {source!r} is the name of "
                              f"{'the model that is trained' if source == STUDENT else 'a generator'}: give another")
@@ -119,12 +121,12 @@ class Reader:
         if isinstance(given, list) and len(given) == len(ATTRIBUTES):
             given = dict(zip(ATTRIBUTES, given, strict=True))
         if not (isinstance(given, dict) and given and all(map(is_score, given.values()))):
-            raise ValueError(f"{where}: scores is {json.dumps(given)[:60]}; it must be {{attribute: number}}, the five "
+            raise ValueError(f"{where}: scores is {records.shown(given)}; it must be {{attribute: number}}, the five "
                              "numbers of HelpSteer's attributes, or one number, all finite")
         first, labels = self.labels = self.labels or (where, list(given))
         if set(labels) != set(given):
-            raise ValueError(f"{where} has scores for {', '.join(given)}, but {first} for {', '.join(labels)}: answers "
-                             "can only be compared by the same judge's")
+            raise ValueError(f"{where} has scores for {clip(', '.join(given), 200)}, but {first} for "
+                             f"{clip(', '.join(labels), 200)}: answers can only be compared by the same judge's")
         return {label: float(given[label]) for label in labels} if self.scores else None
 
     def weighed(self, found: list[Candidate]) -> list[Candidate]:

@@ -7,11 +7,13 @@ So the two halves of the loop can run apart, on different days or machines. Read
 """
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import checkpoints
+from checkpoints.files import write_atomically
 from star.config import DEFAULTS, OF_OTHERS, StarConfig
 from star.draws import seed_of
 from star.problem import Problem
@@ -56,8 +58,7 @@ def write_rollouts(path: Path, config: StarConfig, options: dict, limit: int | N
     alone = {name: DEFAULTS[name] for name in (*OF_OTHERS, "hint_samples", "max_per_problem", "wanted")}
     config = replace(config, rationalize=False, **alone, **draws)
     plan = make_plan(config, options, trains=False)
-    if path.exists():
-        raise FileExistsError(f"{path} exists: give the name of a new file")
+    refuse_old(path)
     sampler = build(plan)
     if adapter is not None:
         checkpoints.load_adapter(sampler.model, adapter)
@@ -74,10 +75,15 @@ def write_rollouts(path: Path, config: StarConfig, options: dict, limit: int | N
 
 
 def write(path: Path, lines: Iterable[dict]) -> int:
-    """Lines of a new file; how many. FileExistsError for one that is there: it may hold somebody's answers."""
-    if path.exists():
-        raise FileExistsError(f"{path} exists: give the name of a new file")
+    """Lines of a new file, whole or not at all; how many. FileExistsError for one that is there: it may hold somebody's
+    answers."""
+    refuse_old(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = [json.dumps(line, ensure_ascii=False) for line in lines]
-    path.write_text("".join(line + "\n" for line in text), encoding="utf-8")
+    write_atomically(path, "".join(line + "\n" for line in text).encode())
     return len(text)
+
+
+def refuse_old(path: Path) -> None:
+    if os.path.lexists(path):  # a link that leads nowhere too
+        raise FileExistsError(f"{path} exists: give the name of a new file")

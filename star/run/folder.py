@@ -39,9 +39,18 @@ from star.run import unfinished
 from star.run.clock import Clock
 from star.run.inputs import changed as changed_inputs
 from star.run.inputs import inputs
-from star.run.ledger import clipped, is_ledger, never_began, next_folder, refuse_links, size_and_checksum
+from star.run.ledger import (
+    clipped,
+    is_ledger,
+    never_began,
+    next_folder,
+    refuse_links,
+    refuse_program,
+    size_and_checksum,
+)
 from star.run.lines import append, checked, generation, read_lines, whole_chunks
 from star.run.lock import lock
+from star.run.measured import measured
 from star.run.rates import Meter
 from star.run.signals import written_first
 from star.tasks import short_name
@@ -117,6 +126,7 @@ class Run:
             config = StarConfig(**settings)
         except ValueError as e:
             raise ValueError(f"{folder}/config.json: {e}") from None
+        refuse_program(folder, config.task)
         run = cls(folder, replace(config, **changed), options)
         run.iteration, run.best, run.finished = state["iteration"], state.get("best"), state.get("finished") is True
         run.learns, run.files = str(written.get("learns")), files
@@ -218,7 +228,9 @@ class Run:
         return self.folder / "adapters" / f"iter-{iteration:03d}"
 
     def metrics(self) -> list[dict]:
-        return read_lines(self.folder / "metrics.jsonl")
+        """A line an iteration. ValueError names one that no run writes."""
+        path = self.folder / "metrics.jsonl"
+        return measured(read_lines(path), path)
 
     def choose(self, iteration: int | None, base: bool = False) -> int:
         """The iteration asked for; None: the best on validation, else the last (0 with `base`)."""
@@ -320,9 +332,12 @@ class Run:
 
 def newest_finished(runs: Path = Path("runs")) -> Path | None:
     """The finished run that was written last, or None."""
-    states = sorted(runs.glob("*/state.json"), key=lambda p: p.stat().st_mtime)
-    finished = [p.parent for p in states if read_json(p).get("finished") is True]
-    return finished[-1] if finished else None
+    states = sorted((p for p in runs.glob("*/state.json") if p.is_file()), key=lambda p: p.stat().st_mtime)
+    for path in reversed(states):
+        with contextlib.suppress(ValueError, OSError):  # whoever names that one will be told
+            if read_json(path).get("finished") is True:
+                return path.parent
+    return None
 
 
 def facts(model: Decoder, slots: int) -> dict:

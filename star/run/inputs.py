@@ -5,6 +5,7 @@ of every tensor: an adapter that was merged in, or another iteration's weights, 
 """
 
 import hashlib
+import os
 from pathlib import Path
 
 from checkpoints import SHIPPED
@@ -21,7 +22,7 @@ def inputs(config: StarConfig, options: dict) -> dict[str, str]:
     """path -> hash of each file and folder that settings and task options name, and that is there."""
     task = [config.task] * is_file(config.task)
     named = [*task, config.model or SHIPPED, config.reward, *several(config.generators), *several(config.candidates)]
-    paths = {str(p) for p in (*named, *options.values()) if p and isinstance(p, str | Path) and Path(p).exists()}
+    paths = {str(p) for p in (*named, *options.values()) if p and isinstance(p, str | Path) and os.path.exists(p)}
     return {p: hashed(Path(p)) for p in sorted(paths)}
 
 

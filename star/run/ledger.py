@@ -5,6 +5,7 @@ import zlib
 from pathlib import Path
 
 from checkpoints.files import read_json
+from star.tasks import is_file
 
 
 def next_folder(task: str) -> Path:
@@ -39,6 +40,15 @@ def refuse_links(folder: Path) -> None:
             if path.is_symlink() or not (path.is_file() or path.is_dir()):
                 raise ValueError(f"{path} is a link, or no plain file: a run is written only where it stands; put a "
                                  "copy in its place")
+
+
+def refuse_program(folder: Path, task: str) -> None:
+    """ValueError for a task whose file came with the run, or is looked for wherever one stands: nobody here chose it.
+    """
+    inside = os.path.realpath(folder) in map(str, Path(os.path.realpath(task)).parents)
+    if is_file(task) and (inside or not Path(task).is_absolute()):
+        raise ValueError(f"{folder}/config.json: the task {task} is a program inside the run, or is named from some "
+                         "other folder; it is not started")
 
 
 def is_ledger(files: object) -> bool:

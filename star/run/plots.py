@@ -3,9 +3,15 @@
 It reads metrics and writes PNG files; it measures nothing.
 """
 
-import os
+import io
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+
+from checkpoints.files import write_atomically
+from star.tasks.records import clip
+
+MOST_GROUPS = 20  # curves beside each other; of more the mean alone
 
 
 def figure(width: float):
@@ -18,9 +24,17 @@ def figure(width: float):
 
 
 def save(drawing, path: Path) -> None:
-    temporary = path.with_name(f"{path.stem}.tmp.png")
-    drawing.savefig(temporary, dpi=110)
-    os.replace(temporary, path)
+    """Atomically. Characters that matplotlib's font lacks are boxes, and no reason to warn."""
+    data = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        drawing.savefig(data, dpi=110, format="png")
+    write_atomically(path, data.getvalue())
+
+
+def named(group: str) -> str:
+    """A group's name in a legend: "$" begins no formula there, nor does "_" hide it."""
+    return " " * group.startswith("_") + clip(group, 24).replace("$", r"\$")
 
 
 def curves(path: Path, metrics: Sequence[dict]) -> None:
@@ -31,10 +45,11 @@ def curves(path: Path, metrics: Sequence[dict]) -> None:
     iterations, rated = [m["iteration"] for m in metrics], "reward" in metrics[0]
     kind, unit = ("reward", 1) if rated else ("accuracy", 100)
     measured = [m for m in metrics if kind in m]
-    for group in ["mean"] if rated else metrics[0]["accuracy"]:
+    groups = ["mean"] if rated else list(metrics[0]["accuracy"])
+    for group in groups if len(groups) <= MOST_GROUPS else ["mean"]:
         style = {"color": "black", "linewidth": 2.5} if group == "mean" else {"marker": "o", "markersize": 4}
         shares = [unit * m[kind][group] for m in measured]
-        left.plot([m["iteration"] for m in measured], shares, label=group, **style)
+        left.plot([m["iteration"] for m in measured], shares, label=named(group), **style)
     left.set(title=f"held-out {kind}", xlabel="iteration", ylabel="" if rated else "%", xticks=iterations)
     if not rated:
         left.set_ylim(-3, 103)
@@ -74,7 +89,7 @@ def arms(path: Path, metrics: dict[tuple[str, int], list[dict]], seeds: Sequence
     whole.set_title("mean over all groups")
     for axes, arm in zip(by_group, names, strict=True):
         for group in (g for g in metrics[arm, seeds[0]][0]["accuracy"] if g != "mean"):
-            curve(axes, arm, group, group, marker="o", markersize=3)
+            curve(axes, arm, group, named(group), marker="o", markersize=3)
         axes.set_title(f"{arm} rationalization, by group")
     for axes in (whole, *by_group):
         axes.set(xlabel="iteration", ylabel="held-out accuracy, %", ylim=(-3, 103), xticks=iterations)

@@ -12,6 +12,7 @@ from star.problem import STUDENT, Chunk, Event, Finished, Generation, Note, Phas
 from star.run.diagnosis import cause, notes
 from star.run.folder import Run, read_lines
 from star.run.history import clip
+from star.run.measured import measured
 from star.run.plan import Plan
 from star.run.rates import mean_use
 from star.run.work import Forecast, duration
@@ -211,7 +212,8 @@ def weak(metrics: dict, plan: Plan) -> str:
 
 def summary(run: Run, price: float | None) -> list[str]:
     """At the end: which iteration is the best, and what all of them took."""
-    metrics, timings = run.metrics(), read_lines(run.folder / "timings.jsonl")
+    path = run.folder / "timings.jsonl"
+    metrics, timings = run.metrics(), measured(read_lines(path), path)
     lines, best = [], metrics[-1].get("best", metrics[-1]["iteration"])
     chosen = next(m for m in metrics if m["iteration"] == best)
     if "reward" in chosen:

@@ -22,8 +22,8 @@ from star import prompts
 from star.config import DEFAULTS, StarConfig
 from star.evaluate import VERDICTS
 from star.problem import PHASES, STUDENT, Generation
-from star.run.folder import Run, read_lines
-from star.run.history import checked
+from star.run.folder import Run
+from star.run.lines import checked, read_lines
 from star.run.progress import agreement, keep_rate, sources
 from star.select import passes, select
 from star.tasks import Task
