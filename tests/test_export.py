@@ -173,6 +173,27 @@ def test_a_wrong_config_and_a_wrong_tokenizer_are_told(learned, monkeypatch, cap
             one_line(capsys, export.main([out, "--run", str(learned)]), words)
 
 
+def test_what_a_model_does_not_use_is_compared_too(tmp_path):
+    """A vision tower, and the head that a tied model has beside its embedding."""
+    tensors = load_file(GOLDEN / "gemma3" / "model.safetensors")
+    tower, source, out = "vision_tower.x.weight", tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    text = json.loads((GOLDEN / "gemma3" / "config.json").read_text())
+    write_json(source / "config.json", {"model_type": "gemma3", "text_config": text, "vision_config": {}})
+    save_file({f"language_model.{name}": t for name, t in tensors.items()} | {
+        "language_model.lm_head.weight": tensors["model.embed_tokens.weight"].clone(), tower: torch.ones(3, 3)},
+        source / "model.safetensors")
+    model = stirred(checkpoints.load_model(source))
+    checkpoints.export_merged(model, out)
+    export.check_weights(model, out)
+    for name, said in ((tower, f"{tower} is not what {source}"), ("language_model.lm_head.weight", "another model")):
+        whole = load_file(out / "model.safetensors")
+        save_file(whole | {name: whole[name] * 2}, out / "model.safetensors")
+        with pytest.raises(ValueError, match=said):
+            export.check_weights(model, out)
+        save_file(whole, out / "model.safetensors")
+
+
 def test_a_tie_is_called_rounding(learned, monkeypatch, capsys):
     """Two tokens with the same row of the head: the smallest change decides which is drawn."""
     changed(learned, "runs/tied", model="m")
