@@ -37,7 +37,7 @@ from star.tasks import Task, load_task
 LINE = "-" * 80
 ASKED, NEW = 3, 48  # questions that run and folder are asked, and new tokens of an answer
 ROWS = 1024  # of a matrix that are compared at a time
-LEAST, STEPS = 1e-3, 128  # a log-probability may move by LEAST, or by STEPS units in the last place of the dtype
+LEAST, STORED, COMPUTED = 1e-3, 16, 128  # a log-probability may move by so much, or by so many epsilons of the dtype
 
 
 def prompt_page(run: Run, iteration: int, out: Path, task: Task, tokenizer) -> str:
@@ -196,13 +196,14 @@ def compare(run: Run, iteration: int, out: Path, task: Task | None, tokenizer) -
         found = (f"to {names[i]}{more} the run says {text(ours[i], t, tokenizer)} and the folder "
                  f"{text(theirs[i], t, tokenizer)} from new token {t + 1} on, with log-probabilities {a:.4f} and "
                  f"{b:.4f} by the run, {c:.4f} and {d:.4f} by the folder")
-    dtype = max((stored.dtype, outline(out, config, device).dtype), key=lambda d: torch.finfo(d).eps)
-    most, limit = torch.tensor(off).max().item(), max(LEAST, STEPS * torch.finfo(dtype).eps)
+    computed = torch.finfo(outline(out, config, device).dtype).eps
+    most, limit = torch.tensor(off).max().item(), max(LEAST, STORED * torch.finfo(stored.dtype).eps,
+                                                      COMPUTED * computed)
     if not most <= limit:  # NaN too
         raise ValueError(f"{found or 'it says the same'}, but log-probabilities differ by up to {most:.2g}, and "
-                         f"rounding to {words(dtype)} explains {limit:.2g}")
+                         f"rounding to {words(stored.dtype)} explains {limit:.2g}")
     if found:
-        return (f"differs: {found}. That is a tie, which rounding merged weights to {words(dtype)} decides otherwise; "
+        return (f"differs: {found}. That is a tie, which rounding merged weights to {words(stored.dtype)} decides otherwise; "
                 f"{run.adapter(iteration)} has the adapters as they were learned")
     return (f"same: to {len(asked)} prompts the folder, loaded again, says the same {sum(map(len, pairs))} greedy "
             f"tokens as the run; log-probabilities differ by {most:.1g} at most")
