@@ -203,8 +203,8 @@ def compare(run: Run, iteration: int, out: Path, task: Task | None, tokenizer) -
         raise ValueError(f"{found or 'it says the same'}, but log-probabilities differ by up to {most:.2g}, and "
                          f"rounding to {words(stored.dtype)} explains {limit:.2g}")
     if found:
-        return (f"differs: {found}. That is a tie, which rounding merged weights to {words(stored.dtype)} decides otherwise; "
-                f"{run.adapter(iteration)} has the adapters as they were learned")
+        return (f"differs: {found}. That is a tie, which rounding merged weights to {words(stored.dtype)} decides "
+                f"otherwise; {run.adapter(iteration)} has the adapters as they were learned")
     return (f"same: to {len(asked)} prompts the folder, loaded again, says the same {sum(map(len, pairs))} greedy "
             f"tokens as the run; log-probabilities differ by {most:.1g} at most")
 
