@@ -1,5 +1,6 @@
 """The sampler against naive decoding, which recomputes everything for every token and every prompt by itself."""
 
+import functools
 import gc
 import itertools
 import math
@@ -28,19 +29,31 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @torch.no_grad()
 def naive(model, prompt, n, stop_ids=(), temperature=0.0, seed=0):
     """(ids, log-probabilities, margins) by full forwards; the margin is how far the winner was ahead of the second."""
-    ids, logps, margins = list(prompt), [], []
+    return naive_samples(model, prompt, n, stop_ids, temperature, [seed])[0]
+
+
+@torch.no_grad()
+def naive_samples(model, prompt, n, stop_ids, temperature, seeds):
+    """The same for several samples of a prompt, side by side: rows of one length, without cache, pad or mask."""
+    ids, seeds = torch.tensor([prompt] * len(seeds)), torch.tensor(seeds)[:, None]
+    logps, margins = [], []
     for step in range(n):
-        logits = model(torch.tensor([ids]))[0, -1]
+        logits = model(ids)[:, -1]
         scores = logits
         if temperature:
-            scores = logits / temperature + gumbel(torch.tensor(seed), torch.tensor(step), torch.arange(len(logits)))
-        best = scores.topk(2).values
-        ids.append(int(scores.argmax()))
-        logps.append(float(logits.log_softmax(-1)[ids[-1]]))
-        margins.append(float(best[0] - best[1]))
-        if ids[-1] in stop_ids:
+            scores = logits / temperature + gumbel(seeds, torch.tensor(step), torch.arange(logits.shape[1]))
+        best, drawn = scores.topk(2).values, scores.argmax(-1, keepdim=True)
+        ids = torch.cat([ids, drawn], 1)
+        logps.append(logits.log_softmax(-1).gather(1, drawn)[:, 0])
+        margins.append(best[:, 0] - best[:, 1])
+        if all(any(t in stop_ids for t in row) for row in ids[:, len(prompt) :].tolist()):
             break
-    return ids[len(prompt) :], logps, margins
+    out = []
+    for row, said, ahead in zip(ids[:, len(prompt) :].tolist(), torch.stack(logps, 1), torch.stack(margins, 1),
+                                strict=True):
+        ends = next((i for i, t in enumerate(row) if t in stop_ids), n) + 1
+        out.append((row[:ends], said[:ends].tolist(), ahead[:ends].tolist()))
+    return out
 
 
 def ragged(n, seed, low=1, high=14):
@@ -60,18 +73,26 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("prefix", [[], PREFIX[:1], PREFIX], ids=["no prefix", "prefix of 1", "prefix of 8"])
-def test_equals_naive_in_float64(prefix, variant, temperature):
+@functools.cache
+def expected_of(variant, temperature):
+    """(model, prompts behind PREFIX, their seeds, what naive decoding says)."""
     model = random_decoder(seed=5, **VARIANTS[variant])
     prompts, seeds = ragged(9, seed=2), list(range(100, 109))
-    expected = [naive(model, prefix + p, 12, [7], temperature, s) for p, s in zip(prompts, seeds, strict=True)]
-    for slots in (1, 3, 64):
+    said = [naive(model, PREFIX + p, 12, [7], temperature, s) for p, s in zip(prompts, seeds, strict=True)]
+    return model, prompts, seeds, said
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("shared", [0, 1, 8], ids=["no prefix", "prefix of 1", "prefix of 8"])
+def test_equals_naive_in_float64(shared, variant, temperature):
+    model, prompts, seeds, expected = expected_of(variant, temperature)
+    for slots, n in ((1, 3), (3, 9), (64, 9)):
         outs = Sampler(model, slots=slots, max_len=40).generate(
-            prompts, prefix=prefix, max_new_tokens=12, temperature=temperature, stop_ids=[7], seeds=seeds
+            [PREFIX[shared:] + p for p in prompts[:n]], prefix=PREFIX[:shared], max_new_tokens=12,
+            temperature=temperature, stop_ids=[7], seeds=seeds[:n]
         )
-        for (ids, logps, _), out in zip(expected, outs, strict=True):
+        for (ids, logps, _), out in zip(expected[:n], outs, strict=True):
             assert list(out.tokens) == ids
             assert out.finish == ("stop" if ids[-1] == 7 else "length")
             assert out.logprobs == pytest.approx(logps, abs=1e-6)  # log-probabilities are returned in float32
@@ -144,13 +165,13 @@ def test_a_row_does_not_depend_on_its_neighbours():
 
 
 def test_draws_follow_the_softmax():
-    """Chi-square of 40,000 draws over 23 ids against the model's own probabilities, at two temperatures."""
+    """Chi-square of 20,000 draws over 23 ids against the model's own probabilities, at two temperatures."""
     model = random_decoder(seed=4)
     for temperature in (1.0, 0.5):
-        outs = Sampler(model, 5000, 8).generate([[1, 2]] * 40_000, max_new_tokens=1, temperature=temperature)
+        outs = Sampler(model, 5000, 8).generate([[1, 2]] * 20_000, max_new_tokens=1, temperature=temperature)
         counts = torch.bincount(torch.tensor([o.tokens[0] for o in outs]), minlength=23).double()
         with torch.no_grad():
-            expected = (model(torch.tensor([[1, 2]]))[0, -1] / temperature).softmax(-1) * 40_000
+            expected = (model(torch.tensor([[1, 2]]))[0, -1] / temperature).softmax(-1) * 20_000
         chi2 = float(((counts - expected) ** 2 / expected).sum())
         assert chi2 < 48.3, chi2  # 22 degrees of freedom: exceeded once in 1,000 seeds
 
@@ -169,7 +190,8 @@ def test_samples_look_at_one_copy_of_their_prompt(monkeypatch, prefix, variant):
     monkeypatch.setattr(star.schedule.Shared, "seat", seat)
     model, prompts, seeds = random_decoder(seed=5, **VARIANTS[variant]), ragged(7, seed=2) * 3, list(range(21))
     options = {"temperature": 0.9, "stop_ids": [7]}
-    expected = [naive(model, prefix + p, 12, [7], 0.9, s) for p, s in zip(prompts, seeds, strict=True)]
+    by_prompt = [naive_samples(model, prefix + p, 12, [7], 0.9, seeds[i::7]) for i, p in enumerate(prompts[:7])]
+    expected = [by_prompt[i % 7][i // 7] for i in seeds]
     for slots in (5, 64):
         outs = Sampler(model, slots, 40).generate(prompts, prefix=prefix, max_new_tokens=12, seeds=seeds, **options)
         for (ids, logps, _), out in zip(expected, outs, strict=True):
@@ -260,9 +282,9 @@ def test_flags_read_every_few_steps_change_nothing(monkeypatch, prefix):
         ids = naive(model, [*prefix, *prompts[i]], options["max_new_tokens"][i], range(5), 1.0, i)[0]
         assert list(out.tokens) == ids
     monkeypatch.setattr(star.schedule, "polls_are_free", lambda device: False)
-    for every in (2, 8, 30):
+    for every, many in ((2, (1, 3)), (8, (3, 64)), (30, (3, 64))):  # a single slot would wait for each of its rows
         monkeypatch.setattr(star.schedule, "POLL_EVERY", every)
-        for slots in (1, 3, 64):
+        for slots in many:
             got = Sampler(model, slots, 64).generate(prompts, **options)
             assert [(o.tokens, o.finish) for o in got] == [(o.tokens, o.finish) for o in expected]
 
@@ -334,9 +356,9 @@ def test_several_samples_of_a_prompt_take_one_prefill(monkeypatch):
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(1, 1.0), (3, 1.0), (0, 0.5), (5, 0.6), (0, 1e-9), (100, 1.0)])
 def test_truncated_draws_follow_the_definition(top_k, top_p):
-    """Chi-square of 20,000 draws against the truncated and renormalised softmax, computed id by id."""
+    """Chi-square of 10,000 draws against the truncated and renormalised softmax, computed id by id."""
     model = random_decoder(seed=4)
-    outs = Sampler(model, 5000, 8).generate([[1, 2]] * 20_000, max_new_tokens=1, temperature=1.3, top_k=top_k,
+    outs = Sampler(model, 5000, 8).generate([[1, 2]] * 10_000, max_new_tokens=1, temperature=1.3, top_k=top_k,
                                             top_p=top_p)  # fmt: skip
     with torch.no_grad():
         p = (model(torch.tensor([[1, 2]]))[0, -1] / 1.3).softmax(-1)
@@ -349,7 +371,7 @@ def test_truncated_draws_follow_the_definition(top_k, top_p):
         mass += float(p[i] / total)
     counts = torch.bincount(torch.tensor([o.tokens[0] for o in outs]), minlength=23)
     assert set(counts.nonzero()[:, 0].tolist()) == set(kept)
-    expected = p[kept] / p[kept].sum() * 20_000
+    expected = p[kept] / p[kept].sum() * 10_000
     chi2 = float(((counts[kept] - expected) ** 2 / expected).sum())
     assert chi2 < 3 * len(kept) + 12, chi2
     with torch.no_grad():
@@ -592,10 +614,16 @@ def polls(request, monkeypatch):
     monkeypatch.setattr(star.schedule, "polls_are_free", lambda device: request.param)
 
 
-def test_what_was_asked_before_changes_nothing(polls):
-    """Longer or shorter, more or fewer rows, other stop ids, another prefix or none: as a fresh sampler answers."""
+@pytest.fixture(scope="module")
+def fresh(one_thread):
+    """(model, what a fresh sampler answers to each `asked_for`)"""
     model = random_decoder(seed=5)
-    fresh = [Sampler(model, 4, 80).generate(p, **options) for p, options in map(asked_for, range(25))]
+    return model, [Sampler(model, 4, 80).generate(p, **options) for p, options in map(asked_for, range(25))]
+
+
+def test_what_was_asked_before_changes_nothing(polls, fresh):
+    """Longer or shorter, more or fewer rows, other stop ids, another prefix or none: as a fresh sampler answers."""
+    model, fresh = fresh
     for order in (range(25), reversed(range(25))):
         used = Sampler(model, 4, 80)
         for i in order:
@@ -606,13 +634,12 @@ def test_what_was_asked_before_changes_nothing(polls):
 
 
 @pytest.mark.parametrize("first", range(0, 24, 8))
-def test_streams_side_by_side_and_half_a_stream(polls, first):
+def test_streams_side_by_side_and_half_a_stream(polls, fresh, first):
     """Streams of one sampler, a row of each in turn, give what each gives alone; one that is left half-way, closed or
     forgotten, spoils nothing for what comes after.
     """
-    model = random_decoder(seed=5)
-    calls = [asked_for(i) for i in range(first, first + 3)]
-    alone = [dict(enumerate(Sampler(model, 4, 80).generate(p, **options))) for p, options in calls]
+    (model, said), calls = fresh, [asked_for(i) for i in range(first, first + 3)]
+    alone = [dict(enumerate(said[i])) for i in range(first, first + 3)]
     sampler = Sampler(model, 4, 80)
     sampler.generate([[1] * 40] * 4, max_new_tokens=25)  # slots that any of the streams could take
     streams, got = [sampler.stream(p, **options) for p, options in calls], [{}, {}, {}]
