@@ -23,7 +23,8 @@ from star.problem import Finished
 from star.run.board import Board, summary_writer
 from star.run.diagnosis import nothing_solved
 from star.run.flags import FULL, Flags, command, read_flags
-from star.run.folder import Run, facts
+from star.run.folder import Run
+from star.run.inputs import facts
 from star.run.plan import build, check, make_plan, opening
 from star.run.plots import curves
 from star.run.progress import Progress, summary, weak

@@ -17,7 +17,8 @@ from star.experiments import addition, export
 from star.loop import State, star
 from star.lora import add_lora
 from star.problem import Finished
-from star.run.folder import Run, facts, generation, newest_finished, read_lines, whole_chunks
+from star.run.folder import Run, generation, newest_finished, read_lines, whole_chunks
+from star.run.inputs import facts
 from star.sampler import Sampler
 from star.tasks import load_task
 

@@ -18,7 +18,8 @@ from star.pool import Pool
 from star.problem import Event, Example, Finished, Generation, Problem
 from star.rollout import Rollout
 from star.run.flags import command, read_flags
-from star.run.folder import Run, facts
+from star.run.folder import Run
+from star.run.inputs import facts
 from star.run.plan import build, check, make_plan, opening
 from star.run.progress import Progress, summary
 from star.run.rates import Meter

@@ -19,8 +19,6 @@ nothing.
 
 import contextlib
 import json
-import subprocess
-import sys
 import time
 import warnings
 from dataclasses import asdict, replace
@@ -338,19 +336,3 @@ def newest_finished(runs: Path = Path("runs")) -> Path | None:
             if read_json(path).get("finished") is True:
                 return path.parent
     return None
-
-
-def facts(model: Decoder, slots: int) -> dict:
-    """What a run should say about where it ran, and what "auto" settings came to there."""
-    root = Path(__file__).parents[2]
-    try:
-        git = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-        commit = git.stdout.strip() or None
-    except FileNotFoundError:  # no git on this machine
-        commit = None
-    cuda = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else None
-    return {
-        "command": sys.argv, "python": sys.version.split()[0], "torch": torch.__version__,
-        "git_commit": commit, "device": str(model.device), "device_name": cuda,
-        "dtype": str(model.dtype).removeprefix("torch."), "slots": slots, "threads": torch.get_num_threads(),
-    }

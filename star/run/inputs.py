@@ -1,4 +1,5 @@
-"""What a run stands on: hashes of the data, models and files that its settings name, so that a change is seen.
+"""What a run stands on: hashes of the data, models and files that its settings name, so that a change is seen; and
+the versions and the device that it ran with.
 
 Of data and configurations every byte counts. Of weights, which may have gigabytes: the header, and the first numbers
 of every tensor: an adapter that was merged in, or another iteration's weights, change all of those it touches.
@@ -6,11 +7,16 @@ of every tensor: an adapter that was merged in, or another iteration's weights, 
 
 import hashlib
 import os
+import subprocess
+import sys
 from pathlib import Path
+
+import torch
 
 from checkpoints import SHIPPED
 from checkpoints.files import TensorFile
 from star.config import StarConfig, several
+from star.decoder import Decoder
 from star.tasks import is_file
 
 READ = (".safetensors", ".json", ".jsonl", ".model", ".jinja", ".txt", ".csv", ".tsv", ".parquet", ".gz")  # of a folder
@@ -63,3 +69,19 @@ def changed(before: dict, now: dict[str, str], folder: Path) -> str | None:
         if code != now[path]:
             return f"{path} is not what {folder} began with: put the former one back, or start a new run"
     return None
+
+
+def facts(model: Decoder, slots: int) -> dict:
+    """What a run should say about where it ran, and what "auto" settings came to there."""
+    root = Path(__file__).parents[2]
+    try:
+        git = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        commit = git.stdout.strip() or None
+    except FileNotFoundError:  # no git on this machine
+        commit = None
+    cuda = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else None
+    return {
+        "command": sys.argv, "python": sys.version.split()[0], "torch": torch.__version__,
+        "git_commit": commit, "device": str(model.device), "device_name": cuda,
+        "dtype": str(model.dtype).removeprefix("torch."), "slots": slots, "threads": torch.get_num_threads(),
+    }
