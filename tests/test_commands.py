@@ -579,8 +579,8 @@ def interrupted(argv, wait_for, tmp_path):
 @pytest.mark.parametrize("phase", ["0: evaluate", "1: generate", "1: train"])
 def test_ctrl_c_in_any_phase(phase, tmp_path):
     """It stops at once, says how to go on in one line, and that works."""
-    argv = [str(ROOT / "train.py"), *SMALL, "--digits", "2-3", "--problems", "300", "--first-steps", "20", "--slots",
-            "32", "--heldout-problems", "150"]
+    argv = [str(ROOT / "train.py"), *SMALL, "--digits", "2-3", "--problems", "200", "--first-steps", "12", "--slots",
+            "32", "--heldout-problems", "100"]
     code, log = interrupted(argv, phase, tmp_path)
     assert code == 130, log
     assert "Traceback" not in log

@@ -189,7 +189,8 @@ def test_gradients_of_a_training_step(folder, monkeypatch):
     loss = total / sum(len(e.tokens) - e.n_prompt for e in data)
     expected = torch.autograd.grad(loss, list(trainable(model).values()))
     grads = []
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda params, _: grads.append([p.grad for p in params]))
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_",
+                        lambda params, _: grads.append([p.grad for p in params]) or torch.ones(()))
     for options in ({"micro_tokens": 1000}, {"micro_tokens": 45, "recompute": True}):  # one row; two
         stats = finetune(model, data, steps=1, lr=0.0, batch_size=3, **options)
         assert stats.losses[0] == pytest.approx(loss.item(), rel=CLOSE)
@@ -214,8 +215,8 @@ def test_a_prefix_may_end_anywhere(name):
     ids, greedy = golden["input_ids"][0].tolist(), golden["greedy"][0].tolist()
     logprobs, _ = plain_draws(GOLDEN / name, ids, greedy)
     sampler = Sampler(checkpoints.load_model(GOLDEN / name), slots=3, max_len=64)
-    odd = GOLDENS.index(name) % 2  # every second place, other ones for the next family; at 24 the prompt is empty
-    for cut in sorted({0, *range(odd, len(ids), 2), len(ids)}):
+    first_cut = GOLDENS.index(name) % 4  # every fourth place, other ones for the next family; at 24 the prompt is empty
+    for cut in sorted({0, *range(first_cut, len(ids), 4), len(ids)}):
         prompts = [ids[cut:], ids[cut:] + greedy[:8]]
         first, second = sampler.generate(prompts, prefix=ids[:cut], max_new_tokens=8)
         assert [*first.tokens, *second.tokens] == greedy, f"{cut=}"

@@ -199,6 +199,8 @@ class Run:
         if self._lock is not None:
             self._lock.close()
 
+    __del__ = close  # what nobody holds any more is let go of, and not by the collector, which would warn
+
     def number(self, record: dict, name: str) -> int:
         """The iteration that a line of metrics or timings is of."""
         if type(record.get("iteration")) is not int:
