@@ -164,7 +164,7 @@ def disjoint(train: list[Problem], heldout: list[Problem], shots: Sequence[Shot]
 
 def named(ids: Sequence[str]) -> str:
     """The first few of them: "a, b, c and 7 more"; what is long or no plain text is clipped and shown."""
-    return ", ".join(clip(i, 60) for i in ids[:3]) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "")
+    return ", ".join(clip(i, MOST_NAME) for i in ids[:3]) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "")
 
 
 def clip(text: str, most: int) -> str:
