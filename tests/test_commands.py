@@ -138,6 +138,7 @@ def test_check_refuses_what_a_run_would(capsys, monkeypatch):
     assert not Path("runs").exists()
 
 
+@pytest.mark.filterwarnings("default:.*not finite")
 def test_check_reads_no_weights(capsys):
     """Numbers that are not finite are seen where they are read: at the start of a run."""
     shutil.copytree(SHIPPED, "nan")

@@ -142,6 +142,7 @@ def test_one_wrong_tensor_is_named(learned, monkeypatch, capsys, edit, name):
     assert Path("out/config.json").is_file()
 
 
+@pytest.mark.filterwarnings("default:.*not finite")
 @pytest.mark.parametrize("edit", [without_adapter, swapped, no_number])
 def test_its_answers_tell_on_a_wrong_tensor_too(learned, monkeypatch, capsys, edit):
     """Whatever the weights look like: also what reads them, and the formula of merging, may be wrong."""

@@ -267,6 +267,7 @@ def test_flags_go_before_a_preset_and_what_they_contradict_gives_way():
     assert (StarConfig().lr, StarConfig(model="x").lr) == (5e-3, 2e-4)
 
 
+@pytest.mark.filterwarnings("default:.*since the flags contradict it")
 def test_what_gives_way_is_one_line(own_folder, capsys):
     """Options of the preset's own task too, where --task names another."""
     assert train.main(["--preset", "modern", "--first-steps", "9", "--check"]) == 0
