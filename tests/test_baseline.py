@@ -129,7 +129,7 @@ def test_written_rationales_as_text_and_in_conversations(tokenizer, few_shot, pl
 
 
 ARGV = ["--model", str(SHIPPED), "--digits", "1-2", "--problems", "20", "--first-steps", "2", "--batch-size", "4",
-        "--heldout-problems", "40", "--slots", "2", "--iterations", "5"]
+        "--heldout-problems", "20", "--slots", "2", "--iterations", "5"]
 
 
 def contents(folder):
@@ -164,7 +164,7 @@ def test_a_run_in_a_folder(straight, tmp_path, capsys):
     assert read_lines(again / "metrics.jsonl") == metrics["gold"]
 
 
-@pytest.mark.parametrize(("learn", "event"), [("gold", 20), ("answers", 43), ("gold", 45), ("gold", 70)])
+@pytest.mark.parametrize(("learn", "event"), [("gold", 18), ("answers", 22), ("gold", 25), ("gold", 46)])
 def test_a_stopped_run_goes_on_byte_equal(straight, tmp_path, monkeypatch, capsys, learn, event):
     """In the base's evaluation, after it, in training, in the last evaluation."""
     with monkeypatch.context() as patch:
@@ -237,7 +237,7 @@ def test_rationales_of_a_file_are_learned(own_folder):
 def test_check_says_what_it_would_stand_on(own_folder, capsys):
     assert baseline.main([*ARGV, "--learn", "gold", "--check"]) == 0
     out = capsys.readouterr().out
-    assert "cost    at most 80 rationales x 35 new tokens = 2,800; 2 steps x 4 examples\n" in out
+    assert "cost    at most 40 rationales x 35 new tokens = 1,400; 2 steps x 4 examples\n" in out
     assert not Path("runs").exists()
 
 

@@ -80,13 +80,13 @@ def test_train_then_sample(capsys, tmp_path):
     assert "2+4+C0=06\n1+3+C0=04\n=46\n-> 46 is right" in out
 
     assert train.main(["--resume", str(run)]) == 2
-    assert "has finished its 1 iterations; to go on, raise --iterations" in capsys.readouterr().err
-    assert train.main(["--resume", str(run), "--iterations", "2"]) == 0
+    assert "has finished its 1 iterations; to go on, --extend it" in capsys.readouterr().err
+    assert train.main(["--resume", str(run), "--extend", "1"]) == 0
     assert [m["iteration"] for m in read_lines(run / "metrics.jsonl")] == [0, 1, 2]
     assert train.main([*SMALL, "--out", str(run)]) == 2
     assert f"go on with it by --resume {run}" in capsys.readouterr().err
     assert train.main(["--resume", str(run), "--lr", "1", "--out", "x"]) == 2
-    assert "leave out --lr, --out" in capsys.readouterr().err
+    assert "leave out --out" in capsys.readouterr().err
 
 
 # --check
