@@ -82,10 +82,10 @@ def expected_of(variant, temperature):
     return model, prompts, seeds, said
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("shared", [0, 1, 8], ids=["no prefix", "prefix of 1", "prefix of 8"])
+@pytest.mark.parametrize(("shared", "temperature"), [(0, 0.0), (0, 0.8), (1, 0.8), (8, 0.0), (8, 0.8)])
 def test_equals_naive_in_float64(shared, variant, temperature):
+    """Behind none, one or eight ids that all prompts share."""
     model, prompts, seeds, expected = expected_of(variant, temperature)
     for slots, n in ((1, 3), (3, 9), (64, 9)):
         outs = Sampler(model, slots=slots, max_len=40).generate(
