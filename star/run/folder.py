@@ -21,6 +21,7 @@ import contextlib
 import json
 import time
 import warnings
+import weakref
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO
@@ -83,7 +84,8 @@ class Run:
                                   "another --out")
         folder.mkdir(parents=True, exist_ok=True)
         run = cls(folder, config, options)
-        run.learns, run._lock = learns, lock(folder)
+        run.learns = learns
+        run._hold(lock(folder))
         refuse_links(folder)
         if not never_began(folder):  # somebody was faster
             raise FileExistsError(f"{folder} has just been begun by another process: give another --out")
@@ -142,7 +144,7 @@ class Run:
             held = stack.enter_context(lock(folder))
             refuse_links(folder)
             run = cls.open(folder, **changed)  # nobody writes any more
-            run._lock = held
+            run._hold(held)
             state, given = run._go_back()
             stack.pop_all()  # the lock stays
         return run, state, given
@@ -199,7 +201,10 @@ class Run:
         if self._lock is not None:
             self._lock.close()
 
-    __del__ = close  # what nobody holds any more is let go of, and not by the collector, which would warn
+    def _hold(self, held: IO[str]) -> None:
+        """Keep the folder's lock; a run that nobody holds any more lets go of it, and not the collector, which warns."""
+        self._lock = held
+        weakref.finalize(self, held.close)
 
     def number(self, record: dict, name: str) -> int:
         """The iteration that a line of metrics or timings is of."""
