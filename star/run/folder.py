@@ -202,7 +202,7 @@ class Run:
             self._lock.close()
 
     def _hold(self, held: IO[str]) -> None:
-        """Keep the folder's lock; a run that nobody holds any more lets go of it, and not the collector, which warns."""
+        """Keep the folder's lock; a run that nobody holds lets go of it, and not the collector, which warns."""
         self._lock = held
         weakref.finalize(self, held.close)
 
