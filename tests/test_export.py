@@ -220,7 +220,7 @@ def test_a_tie_is_called_rounding(learned, monkeypatch, capsys):
 @pytest.mark.parametrize("gone", ["task", "words", "samples"])
 def test_it_is_asked_something_whatever_is_left(learned, capsys, gone):
     """A task file that went elsewhere, or fails; a base without its tokenizer: the run's own rationales are begun."""
-    task = {"task": "mine.py"} if gone != "words" else {}
+    task = {"task": str(Path("mine.py").absolute())} if gone != "words" else {}
     changed(learned, "runs/left", model="m", **task)
     shutil.copytree(SHIPPED, "m")
     Path("mine.py").write_text("raise SystemExit('no such luck')")

@@ -147,7 +147,7 @@ def test_the_task_example_has_few_shot_text(doubling, capsys):
 def test_the_script_runs(capsys):
     code = code_block("## Your own script", STAR)
     assert sum(bool(line.strip()) for line in code.splitlines()) <= 20
-    less = code.replace("problems=300, heldout_problems=100", "problems=150, heldout_problems=60, first_steps=12")
+    less = code.replace("problems=300, heldout_problems=100", "problems=200, heldout_problems=100")
     assert less != code
     exec(compile(less, "script", "exec"), {})
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
