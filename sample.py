@@ -31,7 +31,8 @@ from star.rollout import Rollout, result
 from star.run import best, history
 from star.run.exchange import write_questions, write_rollouts
 from star.run.flags import command, one_line
-from star.run.folder import Run, newest_finished
+from star.run.folder import Run
+from star.run.ledger import newest_finished, none_finished
 from star.run.models import load_base, load_tokenizer, outline
 from star.run.others import plan_others
 from star.run.sample_flags import read_args
@@ -208,10 +209,9 @@ def chosen(args) -> tuple[StarConfig, dict, str, int, Path | None, str]:
     if args.model is not None:
         config, which = StarConfig(model=str(args.model), chat=args.chat), str(args.model)
     elif folder is None and args.iteration:
-        raise ValueError("--iteration needs a run, and runs/ has no finished one; train one: python train.py")
+        raise ValueError(f"--iteration needs a run, and {none_finished()}")
     elif folder is None:
-        which = "the base model that ships" + ("" if args.task else
-                                               " (no finished run in runs/; train one: python train.py)")
+        which = "the base model that ships" + ("" if args.task else f" ({none_finished()})")
     else:
         run = Run.open(folder)
         config, options, learns = run.config, run.options, run.learns
@@ -254,7 +254,7 @@ def main(argv: list[str]) -> None:
     if args.browse:
         run = args.run or newest_finished()
         if run is None:
-            raise ValueError("runs/ has no finished run: name one by --run")
+            raise ValueError(none_finished())
         n = None if args.iteration is None else (args.iteration, args.iteration)
         wanted = history.Filter(n, args.phase, args.verdict, args.problem, args.source)
         width = max(shutil.get_terminal_size((120, 24)).columns, 60)

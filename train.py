@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
     if run is None:  # only now: what cannot start leaves no folder behind
         run, notes = Run.create(flags.out, config, options, here), []
     else:
-        notes = [f"note    {note}" for note in run.goes_on(here)]
+        notes = [f"note    {note}" for note in run.goes_on(here)] + [f"resume  {at(state, given)}"]
         if state.iteration > 0:
             checkpoints.load_adapter(sampler.model, run.adapter(state.iteration))
     run.meter = Meter(sampler)
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
 
     report = Report(run, plan.task, plan.tokenizer)
     board = Board(writer, run.folder, run.iteration) if writer else contextlib.nullcontext()
-    with contextlib.closing(run), contextlib.closing(Progress(plan, flags.show)) as progress, board:
+    with contextlib.closing(run), contextlib.closing(Progress(plan, flags.show, given)) as progress, board:
         for metrics in run.metrics():
             progress.row(metrics, None)
         try:
@@ -102,7 +102,8 @@ def resumed(flags: Flags) -> tuple[Run, State, list]:
     other = [f"{flag[name]} is {value}, and the run was begun with {getattr(began, name)}"
              for name, value in flags.settings.items() if name not in FREE_ON_RESUME and value != getattr(began, name)]
     if other:
-        raise ValueError(f"{keeps}: {'; '.join(other)}; only {', '.join(flag[n] for n in FREE_ON_RESUME)} may change")
+        free = ", ".join(["--extend", *(flag[name] for name in FREE_ON_RESUME)])
+        raise ValueError(f"{keeps}: {'; '.join(other)}; only {free} may change")
     changed = {name: flags.settings[name] for name in FREE_ON_RESUME if name in flags.settings}
     run, state, given = Run.resume(flags.resume, **changed | more_iterations(flags, began))
     if run.learns != "rationales":
@@ -111,8 +112,16 @@ def resumed(flags: Flags) -> tuple[Run, State, list]:
         early = state.iteration < run.config.iterations
         raise ValueError(f"{flags.resume} has finished its {state.iteration} iterations"
                          + (", out of --patience; to go on, start a run with more --patience" if early else
-                            "; to go on, --extend it"))
+                            f"; to go on: --resume {quote(str(flags.resume))} --extend N"))
     return run, state, given
+
+
+def at(state: State, given: list) -> str:
+    """Where a run goes on, in words."""
+    n, steps = state.iteration + 1, len(state.training.stats.losses) if state.training else 0
+    made = sum(g.iteration == n for g in given)
+    return (f"in iteration {n}, of which {made:,} rationales are there" +
+            (f", and {steps} steps of the training" if steps else ""))
 
 
 def more_iterations(flags: Flags, began: StarConfig) -> dict[str, int]:

@@ -80,7 +80,7 @@ def test_train_then_sample(capsys, tmp_path):
     assert "2+4+C0=06\n1+3+C0=04\n=46\n-> 46 is right" in out
 
     assert train.main(["--resume", str(run)]) == 2
-    assert "has finished its 1 iterations; to go on, --extend it" in capsys.readouterr().err
+    assert "has finished its 1 iterations; to go on: --resume " in capsys.readouterr().err
     assert train.main(["--resume", str(run), "--extend", "1"]) == 0
     assert [m["iteration"] for m in read_lines(run / "metrics.jsonl")] == [0, 1, 2]
     assert train.main([*SMALL, "--out", str(run)]) == 2
@@ -536,7 +536,7 @@ def test_nothing_solved_is_one_line(capsys):
     [
         (["x"], ["'x' is not a sum"]),
         (["1+1", "--run", "nowhere"], ["nowhere is no run"]),
-        (["1+1", "--iteration", "3"], ["no finished one"]),
+        (["1+1", "--iteration", "3"], ["no finished run"]),
         (["--trace"], ["--trace needs a question"]),
         (["1+1", "--device", "abacus"], ["--device"]),
         (["1+1", "--temperature", "-1"], ["temperature is -1.0"]),

@@ -146,7 +146,7 @@ def test_settings_and_options_are_refused_on_resume(own_folder, capsys):
         (["--digits", "2"], "leave out --digits"), (["--shots", "2"], "leave out --shots"),
         (["--lr", "1", "--no-rationalize"],
          "--lr is 1.0, and the run was begun with 0.005; --rationalize is False, and the run was begun with True; only "
-         "--iterations, --device, --slots, --micro-tokens, --save-every may change"),
+         "--extend, --iterations, --device, --slots, --micro-tokens, --save-every may change"),
         (["--preset", "quick"], "leave out --preset"), (["--task", "columns"], "--task is columns, and the run was"),
         (["--out", "x"], "and its folder: leave out --out"),
     ):

@@ -17,8 +17,9 @@ from star.experiments import addition, export
 from star.loop import State, star
 from star.lora import add_lora
 from star.problem import Finished
-from star.run.folder import Run, generation, newest_finished, read_lines, whole_chunks
+from star.run.folder import Run, generation, read_lines, whole_chunks
 from star.run.inputs import facts
+from star.run.ledger import newest_finished, none_finished
 from star.sampler import Sampler
 from star.tasks import load_task
 
@@ -198,8 +199,10 @@ def test_a_folder_in_use_is_refused(straight, tmp_path):
 def test_folders_are_numbered_and_the_newest_finished_is_found(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert newest_finished() is None
+    assert none_finished() == "runs/ has no finished run; train one: python train.py"
     runs = [Run.create(None, StarConfig(), {}, {}).folder for _ in range(3)]
     assert [r.name for r in runs] == ["arithmetic-001", "arithmetic-002", "arithmetic-003"]
+    assert "arithmetic-003 was stopped: name it by --run runs/arithmetic-003, or go on with it" in none_finished()
     write_json(runs[1] / "state.json", {"iteration": 8, "finished": True})
     assert newest_finished() == runs[1]
 
@@ -231,9 +234,9 @@ THEN = {
 }  # fmt: skip
 VERSION = ("another version", "git commit 2c74dbd")
 DAMAGES = {
-    "no state.json": (lambda folder: (folder / "state.json").unlink(), ["is no run: it has no state.json", "runs/"]),
+    "no state.json": (lambda folder: (folder / "state.json").unlink(), ["has lost its state.json", "put it back"]),
     "a ledger of another kind": (text("state.json", '{"iteration": 1, "files": [1]}'), ["state.json no iteration"]),
-    "no config.json": (lambda folder: (folder / "config.json").unlink(), ["is no run: it has no config.json", "runs/"]),
+    "no config.json": (lambda folder: (folder / "config.json").unlink(), ["has lost its config.json", "put it back"]),
     "no folder": (shutil.rmtree, ["is no run"]),
     "cut short": (text("config.json", '{"settings": {'), ["config.json is not JSON"]),
     "a list": (text("config.json", "[]"), ["config.json holds a list, not an object"]),

@@ -23,8 +23,9 @@ from star.experiments import export, report
 from star.run import plots, progress
 from star.run.candidates import Reader
 from star.run.flags import read_flags
-from star.run.folder import Run, newest_finished
+from star.run.folder import Run
 from star.run.inputs import inputs
+from star.run.ledger import newest_finished
 from star.tasks import load_task
 
 SHOT = {"question": "What is 5 + 6?", "rationale": "5 and 6 are 11.", "answer": "11"}

@@ -345,8 +345,9 @@ def test_the_command_writes_what_train_wrote(own_folder, capsys):
     assert Path("made/report.html").read_bytes() == page
     assert command.main([]) == 2
     assert command.main(["nowhere"]) == 2
-    assert capsys.readouterr().err == ("error: nothing to report on: runs/ has no finished run; name one\n"
-                                       "error: nowhere is no run: it has no config.json; a run lies in runs/NAME\n")
+    said = "error: nothing to report on: runs/ has no finished run; train one: python train.py\n"
+    said += "error: nowhere is no run: it has no config.json; a run lies in runs/NAME\n"
+    assert capsys.readouterr().err == said
 
 
 def test_a_run_that_solves_nothing_leaves_its_page(own_folder, capsys):

@@ -463,7 +463,7 @@ def test_extend_and_what_may_not_change(own_folder, capsys):
     assert train.main([*SMALL, "--out", "run"]) == 0
     for argv, words in ((["--resume", "run", "--extend", "0"], "--extend is 0"),
                         (["--resume", "run", "--extend", "1", "--iterations", "5"], "give it, or --iterations"),
-                        (["--extend", "1"], "name it by --resume"), (["--resume", "run"], "--extend it"),
+                        (["--extend", "1"], "name it by --resume"), (["--resume", "run"], "--resume run --extend N"),
                         (["--resume", "run", "--lr", "1"], "--lr is 1.0, and the run was begun with 0.005;")):
         assert train.main(argv) == 2
         assert words in capsys.readouterr().err

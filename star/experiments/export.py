@@ -28,8 +28,9 @@ from star.decoder import Decoder
 from star.device import choose_device
 from star.problem import Completion
 from star.run.flags import Parser, as_flags, command
-from star.run.folder import Run, newest_finished, read_lines
+from star.run.folder import Run, read_lines
 from star.run.history import clip
+from star.run.ledger import newest_finished, none_finished
 from star.run.models import load_base, load_tokenizer, outline, room
 from star.sampler import Sampler
 from star.tasks import Task, load_task
@@ -225,7 +226,7 @@ def main(argv: list[str]) -> None:
         raise FileExistsError(f"{args.out} exists and is not empty: give another folder")
     folder = args.run or newest_finished()
     if folder is None:
-        raise ValueError("nothing to export: runs/ has no finished run; train one, or name one by --run")
+        raise ValueError(f"nothing to export: {none_finished()}")
     run = Run.open(folder)
     iteration = run.choose(args.iteration)
     if iteration == 0:

@@ -11,7 +11,9 @@ from pathlib import Path
 import checkpoints
 from checkpoints.files import read_json
 from star.run.flags import Parser, command, one_line
-from star.run.folder import Run, inputs, newest_finished
+from star.run.folder import Run
+from star.run.inputs import inputs
+from star.run.ledger import newest_finished, none_finished
 from star.run.models import load_tokenizer
 from star.run.report import Report
 from star.tasks import load_task
@@ -42,7 +44,7 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     folder = args.run or newest_finished()
     if folder is None:
-        raise ValueError("nothing to report on: runs/ has no finished run; name one")
+        raise ValueError(f"nothing to report on: {none_finished()}")
     report = opened(folder)
     path = report.write()
     for note in report.notes:

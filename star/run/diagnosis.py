@@ -14,7 +14,7 @@ from shlex import quote
 
 from checkpoints.chat import has_chat
 from star.degenerate import goes_round
-from star.evaluate import VERDICTS
+from star.evaluate import VERDICTS, wilson
 from star.problem import STUDENT, Generation
 from star.run.folder import read_lines
 from star.run.history import clip
@@ -89,8 +89,9 @@ def cause(said: dict[str, int], plan: Plan, look: str = "") -> str:
         return f"{what}: {shown}"
     if most == "leak":
         return "with a hint it says nothing but the hint: other few-shot examples, or a larger model"
+    grade = " or take another --grade" if "grade" in flags else ""
     return ("answers are given and are wrong. If the right ones above are written otherwise than the model's, mend the "
-            "data or take another --grade; else the problems are too hard for this model: easier ones, a larger model, "
+            f"data{grade}; else the problems are too hard for this model: easier ones, a larger model, "
             "or more tries (--samples 8 --temperature 0.8)" + (f"; or {asks}" if asks else ""))
 
 
@@ -183,13 +184,21 @@ def one_answer(history: Sequence[dict], plan: Plan) -> dict[str, str]:
         helps = "Show examples with each answer as often (" + (
             "--few-shot" if "few_shot" in task_options(plan.config.task) else "the task's `shots`") + (
             "), sample at --temperature 0.7 with more --samples, or take a larger model")
-        if (history[0].get("answers") or {}).get("one") is False:
+        if what == "answers" and len(history) > 1 and surely_less((history[0].get("answers") or {}), m):
             helps = (f"The base's do not, so training did it: lower --lr (now {plan.config.lr:g}), or train less by "
                      f"{length_of_training(plan)}")
         return {"one": f"the answers fall onto one value: {m['share']:.1%} of {m['answers']} {who} say "
                        f"{clip(m['answer'], 24)!r}, which is right for {m['right']:.1%}: accuracy measures that, not "
                        f"reasoning. {helps}"}
     return {}
+
+
+def surely_less(base: dict, m: dict) -> bool:
+    """Did the base say this value surely less often? By its held-out answers; few of them tell nothing."""
+    if not base.get("answers") or base.get("one"):
+        return False
+    share = base["share"] if base["answer"].strip().casefold() == m["answer"].strip().casefold() else 1 - base["share"]
+    return wilson(share, base["answers"])[1] < m["share"] - SAME
 
 
 def going_bad(m: dict, plan: Plan) -> dict[str, str]:

@@ -63,6 +63,7 @@ class Run:
 
     def __init__(self, folder: Path, config: StarConfig, options: dict):
         self.folder, self.config, self.options, self.clock = folder, config, options, Clock()
+        self.changed: dict = {}  # settings that a resumed run has been given anew
         self.learns = "rationales"  # STaR; "gold" and "answers" are star/experiments/baseline's
         self.iteration, self.best, self.finished = -1, None, False  # as in state.json
         self.files: dict[str, list[int]] = {}  # what is whole: [bytes, checksum] by its path in the folder
@@ -105,6 +106,8 @@ class Run:
         begun = read_lines(folder / "metrics.jsonl") != []  # else it may have been stopped before its first state.json
         for name in ("config.json", *["state.json"] * begun):
             if not (folder / name).is_file():
+                if begun:
+                    raise FileNotFoundError(f"{folder} has lost its {name}: put it back, or start a new run")
                 new = "it was stopped before it began: begin it again by --out" if never_began(folder) else (
                     "a run lies in runs/NAME")
                 raise FileNotFoundError(f"{folder} is no run: it has no {name}; {new}")
@@ -129,7 +132,7 @@ class Run:
         refuse_program(folder, config.task)
         run = cls(folder, replace(config, **changed), options)
         run.iteration, run.best, run.finished = state["iteration"], state.get("best"), state.get("finished") is True
-        run.learns, run.files = str(written.get("learns")), files
+        run.learns, run.files, run.changed = str(written.get("learns")), files, changed
         return run
 
     @classmethod
@@ -192,7 +195,7 @@ class Run:
         notes = [f"the run was written with {name} {last[name]}, and goes on with {facts[name]}: the last digits of "
                  "log-probabilities may differ from what they would have been"
                  for name in ("torch", "threads", "device", "slots") if name in last and last[name] != facts[name]]
-        write_json(path, began | {"settings": asdict(self.config), "slots": facts["slots"],
+        write_json(path, began | {"settings": began["settings"] | self.changed, "slots": facts["slots"],
                                   "resumed": [*began.get("resumed", []), facts]})
         return notes
 
@@ -333,13 +336,3 @@ class Run:
         chosen = {} if best is None else {"best": best}
         write_json(self.folder / "state.json", {"iteration": iteration, "finished": finished, **chosen,
                                                 "files": self.files})
-
-
-def newest_finished(runs: Path = Path("runs")) -> Path | None:
-    """The finished run that was written last, or None."""
-    states = sorted((p for p in runs.glob("*/state.json") if p.is_file()), key=lambda p: p.stat().st_mtime)
-    for path in reversed(states):
-        with contextlib.suppress(ValueError, OSError):  # whoever names that one will be told
-            if read_json(path).get("finished") is True:
-                return path.parent
-    return None

@@ -1,7 +1,9 @@
 """A run folder seen from outside: which name is free, whose files these are, and whether they are whole."""
 
+import contextlib
 import os
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from checkpoints.files import read_json
@@ -69,3 +71,24 @@ def size_and_checksum(path: Path, most: int | None = None) -> list[int]:
 
 def clipped(names: list[str], most: int = 20) -> str:
     return ", ".join(name[:40] for name in names[:most]) + (", ..." if len(names) > most else "")
+
+
+def newest_finished(runs: Path = Path("runs")) -> Path | None:
+    """The finished run that was written last, or None."""
+    return next((run for run, finished in by_time(runs) if finished), None)
+
+
+def none_finished(runs: Path = Path("runs")) -> str:
+    """What to say where there is none: which run has only been stopped, or how to make one."""
+    begun = next((run for run, _ in by_time(runs)), None)
+    return f"{runs}/ has no finished run" + ("; train one: python train.py" if begun is None else
+                                             f"; {begun} was stopped: name it by --run {begun}, or go on with it")
+
+
+def by_time(runs: Path) -> Iterator[tuple[Path, bool]]:
+    """(run, has it finished?), the one that was written last first. Damaged ones are passed over: whoever names such a
+    one will be told."""
+    states = [p for p in runs.glob("*/state.json") if p.is_file()]
+    for path in sorted(states, key=lambda p: p.stat().st_mtime, reverse=True):
+        with contextlib.suppress(ValueError, OSError):
+            yield path.parent, read_json(path).get("finished") is True

@@ -17,9 +17,9 @@ def append(path: Path, records: list[dict]) -> None:
             while data:
                 data = data[f.write(data) :]
             os.fsync(f.fileno())
-        except OSError:
+        except OSError as e:
             f.truncate(start)
-            raise
+            raise OSError(e.errno, e.strerror, str(path)) from None
 
 
 def read_lines(path: Path) -> list[dict]:
@@ -36,7 +36,8 @@ def read_lines(path: Path) -> list[dict]:
             if not isinstance(record, dict):
                 raise ValueError(f"it holds a {type(record).__name__}, not an object")
         except (ValueError, RecursionError) as e:
-            raise ValueError(f"{path} is damaged: line {number}: {e}") from None
+            why = e.msg if isinstance(e, json.JSONDecodeError) else e
+            raise ValueError(f"{path} is damaged: line {number}: {why}; put the former file back") from None
         records.append(record)
     return records
 

@@ -4,6 +4,7 @@ It is shown the loop's events and what the run folder made of them, and keeps no
 """
 
 import sys
+from collections.abc import Iterable
 
 from tqdm import tqdm
 
@@ -22,8 +23,11 @@ from star.tasks import ask
 class Progress:
     """Shows events as they come. show: rationales an iteration."""
 
-    def __init__(self, plan: Plan, show: int = 3):
-        self.plan, self.show_most, self.bar, self.seen = plan, show, None, []
+    def __init__(self, plan: Plan, show: int = 3, given: Iterable[Generation] = ()):
+        """given: what a resumed run had already made of its iteration."""
+        self.plan, self.show_most, self.bar = plan, show, None
+        newest = max((g.iteration for g in given), default=0)  # --keep all gives those before, too
+        self.seen = [g for g in given if g.iteration == newest and g.phase in ("generate", "rationalize")]
         self.groups = [*dict.fromkeys(p.group or "all" for p in plan.task.heldout)]
         self.groups += ["mean"] if len(self.groups) > 1 else []
         self.open = not plan.task.heldout[0].answer  # then there is nothing but a judge to go by
@@ -166,6 +170,8 @@ def keep_rate(m: dict) -> list[str]:
                 f"tokens, {cut:.1%} cut off"]
     tries = f"; tries without a hint: {m['mean_tokens']} tokens, {cut:.1%} cut off" if m["tries"] else ""
     keep = f"{m['distinct']} different rationales to keep"
+    if left_out := m.get("degenerate", {}).get("left_out"):
+        keep += f"; {left_out} left out by --drop-degenerate"
     if "sources" in m:  # then these are not all that is trained on
         keep = f"{m['distinct']} different right rationales, {m['examples']} answers trained on"
     return [f"      {m['solved']} of {m['problems']} problems solved ({m['solved'] / m['problems']:.1%}), "
