@@ -104,6 +104,9 @@ def resumed(flags: Flags) -> tuple[Run, State, list]:
     if other:
         free = ", ".join(["--extend", *(flag[name] for name in FREE_ON_RESUME)])
         raise ValueError(f"{keeps}: {'; '.join(other)}; only {free} may change")
+    if began.wanted and flags.settings.get("slots", began.slots) != began.slots:
+        raise ValueError(f"{keeps}: --wanted {began.wanted} is looked at after as many problems as there are slots: "
+                         "leave out --slots")
     changed = {name: flags.settings[name] for name in FREE_ON_RESUME if name in flags.settings}
     run, state, given = Run.resume(flags.resume, **changed | more_iterations(flags, began))
     if run.learns != "rationales":

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from checkpoints.keys import count, finite, need
+from checkpoints.keys import count, finite, need, switch
 from star.decoder import DecoderConfig
 from star.positions import ROPE_KINDS, Rope
 
@@ -90,7 +90,7 @@ def baseline(c: dict) -> Mapped:
         vocab=count(c, "vocab_size"), d_model=width, n_layers=count(c, "num_hidden_layers"), n_heads=heads, n_kv=kv,
         head_dim=count(c, "head_dim", width // heads), d_ff=count(c, "intermediate_size"),
         act=act(c, "hidden_act", "silu"), norm_eps=c.get("rms_norm_eps", 1e-6),
-        max_pos=count(c, "max_position_embeddings", 2048), tied=bool(c.get("tie_word_embeddings", False)),
+        max_pos=count(c, "max_position_embeddings", 2048), tied=switch(c, "tie_word_embeddings"),
         ropes=(read_rope(c, {"rope_theta": c.get("rope_theta"), **rope_keys(c)}),))
     return config, Layout(LLAMA_NAMES)
 
@@ -305,6 +305,8 @@ def read_rope(c: dict, given: dict) -> Rope:
     numbers = {"rope_theta": theta} | {k: v for k, v in args.items() if k in ROPE_NUMBERS}
     for key, value in numbers.items():
         finite(key, value)
+    if args[origin] <= 0:
+        raise ValueError(f"config.json has {origin!r}: {args[origin]}; it must be positive")
     return Rope(float(theta), kind, numbers | {"truncate": bool(args.get("truncate", True))})
 
 

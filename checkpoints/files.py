@@ -83,8 +83,10 @@ def _atomically(path: Path) -> Iterator[Path]:
             os.fsync(folder)
         finally:
             os.close(folder)
-    except BaseException:
+    except BaseException as e:
         temporary.unlink(missing_ok=True)
+        if isinstance(e, OSError) and e.errno and e.filename is None:  # a write that failed does not say where
+            raise OSError(e.errno, e.strerror, str(path)) from None
         raise
 
 

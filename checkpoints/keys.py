@@ -22,6 +22,14 @@ def count(c: dict, key: str, default: int | None = None) -> int:
     return value
 
 
+def switch(c: dict, key: str) -> bool:
+    """c[key], true or false; false where it is not there. ValueError if it is anything else: "no" is no false."""
+    value = c.get(key)
+    if type(value) not in (bool, type(None)):
+        raise ValueError(f"config.json has {key!r}: {repr(value)[:60]}; it must be true or false")
+    return bool(value)
+
+
 def finite(name: str, value: object, kinds: tuple = (int, float)) -> None:
     """ValueError if this is no number of these kinds whose square float32 holds."""
     if type(value) not in kinds or not -LARGE < value < LARGE:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import sentencepiece
 
+MOST_BYTES = 64 << 20
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # kinds of pieces
 META = "\u2581"  # what stands for a space
 
@@ -22,6 +23,8 @@ class SentencePiece:
     """
 
     def __init__(self, file: Path, space_each: bool):
+        if (size := file.stat().st_size) > MOST_BYTES:
+            raise ValueError(f"{file} has {size:,} bytes, more than any SentencePiece model: fetch it again")
         self._model, proto = sentencepiece.SentencePieceProcessor(), file.read_bytes()
         try:
             self._model.LoadFromSerializedProto(proto)

@@ -78,9 +78,10 @@ def _byte_level(text: str, first: bool, spaced: bool, pattern) -> list[str]:
 def metaspace(part: dict) -> tuple[str, str]:
     """(what stands for a space, where one is put in front: always | first | never) of a `Metaspace` of any age."""
     scheme = part.get("prepend_scheme") or ("never" if part.get("add_prefix_space") is False else "always")
-    if scheme not in ("always", "first", "never") or len(part.get("replacement", META)) != 1:
+    mark = part.get("replacement", META)
+    if scheme not in ("always", "first", "never") or not isinstance(mark, str) or len(mark) != 1:
         raise ValueError(f"its Metaspace has prepend_scheme {scheme!r} and replacement {part.get('replacement')!r}")
-    return part.get("replacement", META), scheme
+    return mark, scheme
 
 
 def _metaspace(text: str, first: bool, mark: str, scheme: str, words) -> list[str]:

@@ -18,12 +18,13 @@ and no progress bar. How a rationale is sampled and judged is star/rollout, how 
 
 import math
 from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from star import lora, prompts
 from star.config import StarConfig
+from star.decoder import Decoder
 from star.degenerate import degeneration, most_said
 from star.draws import seed_of
 from star.drift import habits
@@ -56,10 +57,21 @@ class NothingSolved(ValueError):
 
 @dataclass(frozen=True)
 class Training:
-    """A training that was stopped: adapters by name (star/lora.trainable), what it had done, and AdamW's moments."""
+    """A training that was stopped: what it had done; adapters and AdamW's moments by the names of star/lora.trainable.
+    """
 
+    stats: FinetuneStats  # without a state
     adapters: dict[str, Tensor]
-    stats: FinetuneStats
+    moments: list[dict[str, Tensor]]
+
+    def put(self, model: Decoder) -> dict:
+        """Set the adapters of a model; the state for finetune. ValueError if they are not this model's."""
+        shapes = {name: p.shape for name, p in lora.trainable(model).items()}
+        if any({name: t.shape for name, t in part.items()} != shapes for part in (self.adapters, *self.moments)):
+            raise ValueError("the training that was stopped had other adapters than this model: take the run's folder "
+                             "training away, and it begins anew")
+        lora.put(model, self.adapters)
+        return {"step": len(self.stats.losses), "moments": [[part[name] for name in shapes] for part in self.moments]}
 
 
 @dataclass(frozen=True)
@@ -142,8 +154,8 @@ def until_enough(rollout: Rollout, n: int, problems: Sequence[Problem]
                  ) -> Generator[Event, None, tuple[list[Generation], list[Generation]]]:
     """Lines 3 and 4, as many problems at a time as there are slots, until --wanted rationales can be trained on."""
     config, tried, retried = rollout.config, [], []
-    for start in range(0, len(problems), rollout.sampler.slots):
-        part = problems[start : start + rollout.sampler.slots]
+    for start in range(0, len(problems), rollout.size):
+        part = problems[start : start + rollout.size]
         tries = yield from rollout.run(n, "generate", part)
         tried += tries
         if config.rationalize:
@@ -160,8 +172,7 @@ def train_adapters(sampler: Sampler, examples: list[Example], config: StarConfig
     yield Phase(n, "train", steps)
     sampler.release()  # training may need the memory of the cache
     if begun is not None:
-        stats = begun.stats
-        lora.put(sampler.model, begun.adapters)
+        stats = replace(begun.stats, state=begun.put(sampler.model))
     for _ in stats.losses:
         yield Tick(0)
     tokens, lowered = stats.tokens, stats.lowered

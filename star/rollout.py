@@ -28,6 +28,7 @@ class Rollout:
 
     def __init__(self, sampler: Sampler, tokenizer, task: Task, config: StarConfig, given: Iterable[Generation] = ()):
         self.sampler, self.tokenizer, self.task, self.config = sampler, tokenizer, task, config
+        self.size = sampler.slots  # of a chunk, in slots: it stays when memory runs out and rows become fewer
         self.given = {g.key: g for g in given}
 
     def run(self, n: int, phase: str, problems: Sequence[Problem]) -> Generator[Event, None, list[Generation]]:
@@ -66,8 +67,7 @@ class Rollout:
         keys = [(n, phase, p.id, k, self.source) for p in problems for k in range(samples)]
         order = sorted(range(len(keys)), key=lambda i: len(rest[i // samples]))
         done: dict[int, Generation] = {}
-        slots = self.sampler.slots
-        size = CHUNK * slots
+        slots, size = self.sampler.slots, CHUNK * self.size
         for start in range(0, len(order), size):  # chunks do not depend on what is given
             chunk = order[start : start + size]
             for i in chunk:

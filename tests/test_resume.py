@@ -19,7 +19,7 @@ from test_folder import SETTINGS, Killed, assert_equal_runs, play
 
 import checkpoints
 import train
-from checkpoints.files import read_json, write_json
+from checkpoints.files import TensorFile, read_json, write_json, write_tensors
 from star import finetune as finetune_module
 from star.config import StarConfig
 from star.lora import add_lora, trainable
@@ -27,7 +27,7 @@ from star.problem import Phase, Step
 from star.run import signals, unfinished
 from star.run.folder import Run
 from star.run.inputs import hashed
-from star.run.ledger import never_began, next_folder
+from star.run.ledger import never_began, next_folder, size_and_checksum
 from star.run.lines import append, read_lines
 from star.run.lock import lock
 from star.sampler import Sampler
@@ -88,6 +88,90 @@ def test_a_training_that_is_over_is_not_made_again(straight, tmp_path, monkeypat
         killed_at(folder, lambda e: isinstance(e, Phase) and (e.iteration, e.name) == (2, "generate"), resume=True)
     play(folder, resume=True)
     assert_equal_runs(straight, folder)
+
+
+@pytest.mark.parametrize("harm", [
+    lambda w: w | {"names": w["names"][::-1], "file": [1, 2]}, lambda w: w | {"tokens": "x"},
+    lambda w: w | {"lowered": -3}, lambda w: w | {"skipped": ["x"]}, lambda w: w | {"seconds": None},
+    lambda w: w | {"losses": ["x"] * 2}, lambda w: w | {"step": 3}, lambda w: w | {"names": w["names"][1:]},
+])
+def test_what_is_written_of_a_training_must_fit(tmp_path, harm):
+    """Optimizers write where they are told: shapes and names are looked at before."""
+    killed_at(tmp_path / "run", lambda e: isinstance(e, Step) and len(e.stats.losses) == 2)
+    path = tmp_path / "run" / "training" / "training.json"
+    write_json(path, harm(read_json(path)))
+    with pytest.raises(ValueError, match=r"is damaged|had other adapters"):
+        play(tmp_path / "run", resume=True)
+
+
+def test_moments_of_another_shape_are_refused(tmp_path):
+    killed_at(tmp_path / "run", lambda e: isinstance(e, Step) and len(e.stats.losses) == 2)
+    folder = tmp_path / "run" / "training"
+    file, written = folder / "step-000002.safetensors", read_json(folder / "training.json")
+    tensors = {name: TensorFile(file).read(name) for name in TensorFile(file).entries}
+    name = f"moment2.{written['names'][0]}"
+    for value, said in ((tensors[name].T, "had other adapters"), (tensors[name] - 1, "numbers that no training leaves"),
+                        (tensors[name] * math.nan, "numbers that no training leaves")):
+        write_tensors(file, tensors | {name: value})
+        write_json(folder / "training.json", written | {"file": size_and_checksum(file)})
+        with pytest.raises(ValueError, match=said):
+            play(tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("harm", [
+    lambda lines: [lines[0].replace('"verdict": "right"', '"verdict": "wrong"'), *lines[1:]], lambda lines: [lines[1], lines[0], *lines[2:]],
+    lambda lines: [re.sub(r'"tokens": \[\d+', '"tokens": [5', lines[0]), *lines[1:]]])
+def test_a_changed_line_of_samples_is_seen(tmp_path, harm):
+    """Of the iteration in hand, of which state.json knows nothing yet."""
+    killed_at(tmp_path / "run", lambda e: isinstance(e, Phase) and e.name == "train")
+    path = tmp_path / "run" / "samples" / "iter-001.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    changed = harm(lines)
+    assert changed != lines
+    path.write_text("".join(changed))
+    refused(Run.resume, tmp_path / "run", words=(str(path), "is damaged", "they are made again"))
+
+
+def test_a_resume_that_is_refused_later_changes_no_state(own_folder, capsys):
+    assert train.main([*SMALL, "--out", "run"]) == 0
+    before = Path("run/state.json").read_bytes()
+    assert train.main(["--resume", "run", "--extend", "1", "--device", "cuda:9"]) == 2
+    assert Path("run/state.json").read_bytes() == before
+
+
+def test_problems_are_not_skipped_where_memory_runs_out(monkeypatch, own_folder):
+    """--wanted looks at parts of as many problems as there were slots at the start."""
+    assert train.main([*SMALL, "--out", "straight", "--problems", "24", "--wanted", "24"]) == 0
+    original, calls = Sampler._take_slots, []
+
+    def short(self, rows, length, most):
+        calls.append(rows)
+        if len(calls) > 2 and rows > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(self, rows, length, most)
+
+    monkeypatch.setattr(Sampler, "_take_slots", short)
+    assert train.main([*SMALL, "--out", "run", "--problems", "24", "--wanted", "24"]) == 0
+    one, two = (read_lines(Path(name, "metrics.jsonl"))[1]["problems"] for name in ("straight", "run"))
+    assert one == two == 24
+
+
+@pytest.mark.parametrize(("name", "content", "words"), [
+    ("config.json", {"resumed": 5}, "resumed is 5"), ("config.json", {"resumed": [5]}, "resumed is [5]"),
+    ("state.json", {"iteration": 10**9}, "a line for each"), ("state.json", {"iteration": -2}, "no iteration"),
+    ("state.json", {"files": {"a": [-1, 0]}}, "no iteration")])
+def test_edited_files_are_refused_at_once(straight_command, own_folder, capsys, name, content, words):
+    subprocess.run(["cp", "-r", straight_command, "run"], check=True)
+    write_json(Path("run", name), read_json(Path("run", name)) | content)
+    assert train.main(["--resume", "run", "--extend", "1"]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_folder_called_as_an_option_is_no_data(own_folder):
+    Path("1-3").mkdir()
+    argv = [a if a != "1" else "1-3" for a in SMALL[:2]] + SMALL[2:]
+    assert train.main([*argv, "--out", "run", "--iterations", "0"]) == 0
+    assert list(read_json(Path("run/config.json"))["inputs"]) == [str(SHIPPED)]
 
 
 @pytest.mark.parametrize(("name", "content"), [

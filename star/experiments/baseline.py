@@ -93,8 +93,11 @@ def main(argv: list[str]) -> None:
         print("\n".join(check(plan)))
         return
     config, sampler = plan.config, build(plan)
+    here = facts(sampler.model, sampler.slots)
     if run is None:
-        run = Run.create(flags.out, config, options, facts(sampler.model, sampler.slots), learns)
+        run = Run.create(flags.out, config, options, here, learns)
+    else:
+        run.goes_on(here)
     run.meter = Meter(sampler)
     print("\n".join([*opening(plan, sampler, learns), f"rates   {run.meter}", f"run     {run.folder}\n"]), flush=True)
     with contextlib.closing(run), contextlib.closing(Progress(plan, 0)) as progress:

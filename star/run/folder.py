@@ -47,13 +47,14 @@ from star.run.ledger import (
     refuse_program,
     size_and_checksum,
 )
-from star.run.lines import append, checked, generation, read_lines, whole_chunks
+from star.run.lines import append, checked, chunks, generation, read_lines, sealed, whole_chunks
 from star.run.lock import lock
 from star.run.measured import measured
 from star.run.rates import Meter
 from star.run.signals import written_first
 from star.tasks import short_name
 
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 SAVE_AFTER = 10.0  # seconds between saves of a training, at least
 SAVE_SHARE = 1 / 50  # of its time that a training may spend on being saved, and a judge on its scores
 
@@ -115,7 +116,8 @@ class Run:
         state = state or {"iteration": -1}
         settings, options, files = written.get("settings"), written.get("options", {}), state.get("files", {})
         sound = isinstance(settings, dict) and isinstance(options, dict) and isinstance(state.get("best", 0), int)
-        if not sound or not settings or type(state.get("iteration")) is not int or not is_ledger(files):
+        if not sound or not settings or type(state.get("iteration")) is not int or state["iteration"] < -1 or (
+                not is_ledger(files)):
             raise ValueError(f"{folder}: config.json has no settings, or state.json no iteration")
         odd, lacks = sorted(set(settings) - set(DEFAULTS)), sorted(set(DEFAULTS) - set(settings))
         if odd:
@@ -166,7 +168,7 @@ class Run:
             lines = [r for r in read_lines(folder / name) if self.number(r, name) <= self.iteration]
             write_atomically(folder / name, "".join(json.dumps(r) + "\n" for r in lines).encode())
         metrics = self.metrics()
-        if [m["iteration"] for m in metrics] != list(range(self.iteration + 1)):
+        if len(metrics) != self.iteration + 1 or [m["iteration"] for m in metrics] != list(range(len(metrics))):
             raise ValueError(f"{folder / 'metrics.jsonl'} must have a line for each of the iterations 0 to "
                              f"{self.iteration}: put the former file back, or start a new run")
         path = self.samples(self.iteration + 1)
@@ -181,7 +183,7 @@ class Run:
         state = State(self.iteration, known, unfinished.load(self.training, self.iteration + 1))
         (folder / "adapters").mkdir(exist_ok=True)
         (folder / "samples").mkdir(exist_ok=True)
-        self._write_state(state.iteration, state.best, state.done(self.config))
+        self.best, self.finished = state.best, state.done(self.config)
         if self.config.keep == "all":
             made = [checked(r, self.samples(n), i) for n in range(1, self.iteration + 1)
                     for i, r in enumerate(read_lines(self.samples(n)), 1)] + made
@@ -191,12 +193,16 @@ class Run:
         """Write down that, how and with which settings a resumed run goes on. Notes on what may change its bytes."""
         path = self.folder / "config.json"
         began = read_json(path)
-        last = [began, *began.get("resumed", [])][-1]
+        resumed = began.get("resumed", [])
+        if not isinstance(resumed, list) or not all(isinstance(r, dict) for r in resumed):
+            raise ValueError(f"{path} is damaged: resumed is {str(resumed)[:60]}")
+        last = [began, *resumed][-1]
         notes = [f"the run was written with {name} {last[name]}, and goes on with {facts[name]}: the last digits of "
                  "log-probabilities may differ from what they would have been"
                  for name in ("torch", "threads", "device", "slots") if name in last and last[name] != facts[name]]
         write_json(path, began | {"settings": began["settings"] | self.changed, "slots": facts["slots"],
-                                  "resumed": [*began.get("resumed", []), facts]})
+                                  "resumed": [*resumed, facts]})
+        self._write_state(self.iteration, self.best, self.finished)
         return notes
 
     def close(self) -> None:
@@ -217,7 +223,7 @@ class Run:
 
     def _check_files(self) -> None:
         """ValueError for files that going on needs, and that are not as the run left them."""
-        needed = ["metrics.jsonl", f"adapters/iter-{self.iteration:03d}/adapter_model.safetensors"]
+        needed = ["metrics.jsonl", *(f"adapters/iter-{self.iteration:03d}/{name}" for name in ADAPTER)]
         needed += [f"samples/iter-{n:03d}.jsonl" for n in range(1, self.iteration + 1) if self.config.keep == "all"]
         for name in needed:
             path = self.folder / name
@@ -263,10 +269,10 @@ class Run:
         elif isinstance(event, Note):
             self.notes.append(event.text)
         elif isinstance(event, Chunk):
-            lines = [asdict(g) | {"question": p.question, "right_answer": p.answer, "chunk": len(event.generations)}
+            lines = [asdict(g) | {"question": p.question, "right_answer": p.answer}
                      for g, p in zip(event.generations, event.problems, strict=True)]
             with written_first():
-                append(self.samples(lines[0]["iteration"]), lines)
+                append(self.samples(lines[0]["iteration"]), sealed(lines))
         elif isinstance(event, Scored):
             self._scores += event.generations
             if time.perf_counter() - self._saved >= self._cost / SAVE_SHARE:
@@ -299,8 +305,9 @@ class Run:
         for r in records:
             if g := scored.get(generation(r).key):
                 r |= {"scores": g.scores, "reward": g.reward}
+        lines = [r for chunk in chunks(records, path, fresh=True) for r in chunk]
         with written_first():
-            write_atomically(path, "".join(json.dumps(r) + "\n" for r in records).encode())
+            write_atomically(path, "".join(json.dumps(r) + "\n" for r in lines).encode())
         self._scores, self._saved = [], time.perf_counter()
         self._cost = self._saved - began
 
@@ -310,8 +317,8 @@ class Run:
         if n:
             save_adapter(model, adapter)
         append(self.folder / "metrics.jsonl", [event.metrics])
-        for path in (self.folder / "metrics.jsonl", self.samples(n), adapter / "adapter_model.safetensors"):
-            if path.is_file() and (n or path.parent != adapter):
+        for path in (self.folder / "metrics.jsonl", self.samples(n), *(adapter / name for name in ADAPTER if n)):
+            if path.is_file():
                 self.files[str(path.relative_to(self.folder))] = size_and_checksum(path)
         self.clock.enter("")
         memory = torch.cuda.max_memory_allocated() if model.device.type == "cuda" else None

@@ -1,8 +1,9 @@
 """What a run stands on: hashes of the data, models and files that its settings name, so that a change is seen; and
 the versions and the device that it ran with.
 
-Of data and configurations every byte counts. Of weights, which may have gigabytes: the header, and the first numbers
-of every tensor: an adapter that was merged in, or another iteration's weights, change all of those it touches.
+Of data and configurations every byte counts, of weights too while they are small. Of those of gigabytes: the header,
+and the first numbers of every tensor: an adapter that was merged in, or another iteration's weights, change all of
+those it touches.
 """
 
 import hashlib
@@ -20,15 +21,20 @@ from star.decoder import Decoder
 from star.tasks import is_file
 
 READ = (".safetensors", ".json", ".jsonl", ".model", ".jinja", ".txt", ".csv", ".tsv", ".parquet", ".gz")  # of a folder
+SMALL = 64 << 20  # bytes of weights, up to which each counts
 FIRST = 4096  # bytes of each tensor
 PIECE = 1 << 20  # bytes read at a time
 
 
 def inputs(config: StarConfig, options: dict) -> dict[str, str]:
-    """path -> hash of each file and folder that settings and task options name, and that is there."""
+    """path -> hash of each file and folder that settings and task options name, and that is there.
+
+    Of options whole paths alone: star/run/flags makes paths whole, and "1-3" is none where a folder is called so.
+    """
     task = [config.task] * is_file(config.task)
     named = [*task, config.model or SHIPPED, config.reward, *several(config.generators), *several(config.candidates)]
-    paths = {str(p) for p in (*named, *options.values()) if p and isinstance(p, str | Path) and os.path.exists(p)}
+    named += [p for p in options.values() if isinstance(p, str | Path) and os.path.isabs(p)]
+    paths = {str(p) for p in named if p and os.path.exists(p)}
     return {p: hashed(Path(p)) for p in sorted(paths)}
 
 
@@ -51,7 +57,7 @@ def hashed(path: Path) -> str:
 def parts(file: Path) -> list[tuple[int, int]]:
     """(first byte, bytes) of what is hashed of a file."""
     whole = file.stat().st_size
-    if file.suffix != ".safetensors":
+    if file.suffix != ".safetensors" or whole <= SMALL:
         return [(0, whole)]
     try:
         entries = TensorFile(file).entries.values()

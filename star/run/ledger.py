@@ -28,7 +28,7 @@ def never_began(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     ours = {".lock", "samples", "adapters", "config.json", "config.json.tmp", "state.json.tmp"}
-    inside = {p.name for p in folder.iterdir()}
+    inside = {p.name for p in folder.iterdir() if p.suffix != ".jsonl" or p.is_symlink() or p.stat().st_size}
     config = folder / "config.json"
     return inside <= ours and not any(any((folder / name).iterdir()) for name in inside & {"samples", "adapters"}) and (
         not config.is_file() or "settings" in read_json(config))
@@ -55,7 +55,7 @@ def refuse_program(folder: Path, task: str) -> None:
 
 def is_ledger(files: object) -> bool:
     return isinstance(files, dict) and all(
-        isinstance(v, list) and len(v) == 2 and all(type(n) is int for n in v) for v in files.values())
+        isinstance(v, list) and len(v) == 2 and all(type(n) is int and n >= 0 for n in v) for v in files.values())
 
 
 def size_and_checksum(path: Path, most: int | None = None) -> list[int]:

@@ -8,6 +8,7 @@ import errno
 import fcntl
 import os
 import socket
+import stat
 import warnings
 from pathlib import Path
 from typing import IO
@@ -20,11 +21,14 @@ def lock(folder: Path) -> IO[str]:
     """The run folder's lock, held until the file that is returned is closed. ValueError says who holds it now."""
     path = folder / NAME
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
     except OSError as e:
         if e.errno == errno.ELOOP:
             raise ValueError(f"{path} is a link, and a run writes where it stands: take it away") from None
         raise OSError(f"{folder} cannot be written: {e.strerror}") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError(f"{path} is no plain file: take it away")
     file = os.fdopen(descriptor, "r+", errors="replace")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

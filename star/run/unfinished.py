@@ -13,9 +13,13 @@ from star.decoder import Decoder
 from star.finetune import FinetuneStats
 from star.loop import Training
 from star.lora import trainable
+from star.run.ledger import size_and_checksum
+from star.run.measured import number, whole
 
 KINDS = ("adapter", "moment1", "moment2")
 COUNTED = tuple(f.name for f in fields(FinetuneStats) if f.name != "state")
+FITS = {"losses": lambda x: isinstance(x, float), "skipped": whole, "target_tokens": whole, "tokens": whole,
+        "seconds": number, "lowered": lambda x: x is None or (whole(x) and x > 0)}
 
 
 def save(folder: Path, iteration: int, stats: FinetuneStats, model: Decoder) -> None:
@@ -27,7 +31,8 @@ def save(folder: Path, iteration: int, stats: FinetuneStats, model: Decoder) -> 
     write_tensors(file, {f"{kind}.{name}": t for kind, part in parts for name, t in zip(params, part, strict=True)})
     losses = [loss if abs(loss) < float("inf") else None for loss in stats.losses]  # JSON has no NaN
     counted = {name: getattr(stats, name) for name in COUNTED} | {"losses": losses}
-    write_json(folder / "training.json", {"iteration": iteration, "step": step, **counted, "names": list(params)})
+    write_json(folder / "training.json", {"iteration": iteration, "step": step, **counted, "names": list(params),
+                                          "file": size_and_checksum(file)})
     for old in folder.glob("step-*.safetensors"):
         if old != file:
             old.unlink()
@@ -41,18 +46,25 @@ def load(folder: Path, iteration: int) -> Training | None:
         written = read_json(folder / "training.json")
         if written.get("iteration") != iteration:
             return None
-        counted = {name: written[name] for name in COUNTED}
-        step, losses = written["step"], [float("nan") if loss is None else float(loss) for loss in written["losses"]]
-        if type(step) is not int or step != len(losses) or not isinstance(counted["skipped"], list):
-            raise TypeError(f"step is {step!r}, with {len(losses)} losses")
-        file, names = TensorFile(folder / f"step-{step:06d}.safetensors"), written["names"]
-        adapters, *moments = ([file.read(f"{kind}.{name}") for name in names] for kind in KINDS)
+        counted, step = {name: written[name] for name in COUNTED}, written["step"]
+        counted["losses"] = [float("nan") if loss is None else loss for loss in written["losses"]]
+        for name, value in counted.items():
+            if not (all(map(FITS[name], value)) if name in ("losses", "skipped") else FITS[name](value)):
+                raise ValueError(f"its {name} is {str(value)[:60]}")
+        if step != len(counted["losses"]):
+            raise ValueError(f"it says {str(step)[:60]} steps and has {len(counted['losses'])} losses")
+        file = TensorFile(folder / f"step-{step:06d}.safetensors")
+        if size_and_checksum(file.path) != written["file"]:
+            raise ValueError(f"{file.path.name} is not as it was written")
+        parts = [{name: file.read(f"{kind}.{name}") for name in written["names"]} for kind in KINDS]
     except (ValueError, KeyError, TypeError, OSError) as e:
         said = f"{e!r}" if isinstance(e, KeyError) else str(e)
         raise ValueError(f"{folder} is damaged ({said}): take the folder away, and this iteration's training begins "
                          "anew") from None
-    stats = FinetuneStats(**counted | {"losses": losses}, state={"step": step, "moments": moments})
-    return Training(dict(zip(names, adapters, strict=True)), stats)
+    if not all(t.isfinite().all() for part in parts for t in part.values()) or any(
+            (t < 0).any() for t in parts[2].values()):
+        raise ValueError(f"{folder} holds numbers that no training leaves: take the folder away")
+    return Training(FinetuneStats(**counted), parts[0], parts[1:])
 
 
 def clear(folder: Path) -> None:
