@@ -119,7 +119,8 @@ def test_moments_of_another_shape_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("harm", [
-    lambda lines: [lines[0].replace('"verdict": "right"', '"verdict": "wrong"'), *lines[1:]], lambda lines: [lines[1], lines[0], *lines[2:]],
+    lambda lines: [lines[0].replace('"verdict": "right"', '"verdict": "wrong"'), *lines[1:]],
+    lambda lines: [lines[1], lines[0], *lines[2:]],
     lambda lines: [re.sub(r'"tokens": \[\d+', '"tokens": [5', lines[0]), *lines[1:]]])
 def test_a_changed_line_of_samples_is_seen(tmp_path, harm):
     """Of the iteration in hand, of which state.json knows nothing yet."""
@@ -373,7 +374,7 @@ def test_a_pipe_in_a_run_is_refused(straight, tmp_path):
 
 @pytest.mark.parametrize(("name", "harm", "words"), [
     ("metrics.jsonl", lambda text: text.replace(b"0.", b"1.", 1), "is not as this run left it"),
-    ("metrics.jsonl", lambda text: text.partition(b"\n")[2], "is not as this run left it"),
+    ("adapters/iter-003/adapter_config.json", lambda text: text.replace(b"32", b"64"), "is not as this run left it"),
     ("adapters/iter-003/adapter_model.safetensors", lambda text: text[:-1] + b"\1", "is not as this run left it"),
     ("adapters/iter-003/adapter_model.safetensors", None, "is gone"),
     ("samples/iter-001.jsonl", None, "is gone"),

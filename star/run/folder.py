@@ -163,14 +163,14 @@ class Run:
                           stacklevel=1)
         elif said := changed_inputs(began, inputs(self.config, self.options), folder):
             raise ValueError(said)
+        metrics = [r for r in self.metrics() if r["iteration"] <= self.iteration]
+        if len(metrics) != self.iteration + 1 or [m["iteration"] for m in metrics] != list(range(len(metrics))):
+            raise ValueError(f"{folder / 'metrics.jsonl'} must have a line for each of the iterations 0 to "
+                             f"{self.iteration}: put the former file back, or start a new run")
         self._check_files()
         for name in ("metrics.jsonl", "timings.jsonl"):  # a stop may have come between these and state.json
             lines = [r for r in read_lines(folder / name) if self.number(r, name) <= self.iteration]
             write_atomically(folder / name, "".join(json.dumps(r) + "\n" for r in lines).encode())
-        metrics = self.metrics()
-        if len(metrics) != self.iteration + 1 or [m["iteration"] for m in metrics] != list(range(len(metrics))):
-            raise ValueError(f"{folder / 'metrics.jsonl'} must have a line for each of the iterations 0 to "
-                             f"{self.iteration}: put the former file back, or start a new run")
         path = self.samples(self.iteration + 1)
         records = whole_chunks(read_lines(path), path)
         if path.exists():

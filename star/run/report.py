@@ -155,7 +155,7 @@ class Report:
     def facts(self, metrics: Sequence[dict]) -> dict:
         """What the page shows beside the generations."""
         run, written, usual = self.run, read_json(self.run.folder / "config.json"), StarConfig()
-        settings, left = written["settings"], sum(self.all_made.values()) - len(self.index)
+        settings, left = DEFAULTS | written["settings"], sum(self.all_made.values()) - len(self.index)
         strange = sum(p not in self.problems for p in self.tables["problems"]) if self.task else 0
         notes = [*self.notes, *([self._left_out(left)] if left else []), *(
             [f"{strange:,} problems are not in the task as it is now: they have no prompts and no loss masks."]
