@@ -78,11 +78,12 @@ def _atomically(path: Path) -> Iterator[Path]:
         with open(temporary, "rb") as f:
             os.fsync(f.fileno())
         os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)  # the name is the folder's
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        if os.name == "posix":  # elsewhere a folder cannot be opened
+            folder = os.open(path.parent, os.O_RDONLY)  # the name is the folder's
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
     except BaseException as e:
         temporary.unlink(missing_ok=True)
         if isinstance(e, OSError) and e.errno and e.filename is None:  # a write that failed does not say where

@@ -230,6 +230,12 @@ def test_a_lock_is_no_way_out_of_the_folder(tmp_path):
     assert not (tmp_path / "elsewhere").exists()
 
 
+def test_where_files_cannot_be_locked_a_run_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with pytest.warns(UserWarning, match="see to it that one process alone writes it"):
+        lock(tmp_path).close()
+
+
 def test_two_processes_get_two_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     original, raced = Path.mkdir, []

@@ -5,7 +5,6 @@ Readers need none: what they read is written atomically, or line by line.
 
 import contextlib
 import errno
-import fcntl
 import os
 import socket
 import stat
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 NAME = ".lock"
+FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 NOT_HERE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # file systems that have no locks
 
 
@@ -21,7 +21,7 @@ def lock(folder: Path) -> IO[str]:
     """The run folder's lock, held until the file that is returned is closed. ValueError says who holds it now."""
     path = folder / NAME
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+        descriptor = os.open(path, FLAGS, 0o644)
     except OSError as e:
         if e.errno == errno.ELOOP:
             raise ValueError(f"{path} is a link, and a run writes where it stands: take it away") from None
@@ -31,7 +31,7 @@ def lock(folder: Path) -> IO[str]:
         raise ValueError(f"{path} is no plain file: take it away")
     file = os.fdopen(descriptor, "r+", errors="replace")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        take(file)
     except BlockingIOError:
         with file:
             raise ValueError(f"{folder} is being written by {file.read(200).strip() or 'another process'}: wait until "
@@ -46,3 +46,12 @@ def lock(folder: Path) -> IO[str]:
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
     return file
+
+
+def take(file: IO[str]) -> None:
+    """BlockingIOError if another process has it, OSError (ENOSYS) where there are no locks."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        raise OSError(errno.ENOSYS, "no locks here") from None
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
