@@ -26,7 +26,7 @@ WHOLE = ("kernels", "star.tasks", "checkpoints", "star.run", "star.experiments")
 ENGINE = {"loop", "rollout", "finetune", "evaluate", "sampler", "schedule", "draws", "text", "batch", "prompts",
           "decoder", "positions", "cache", "lora", "problem", "config"}  # fmt: skip
 CORE = {"train", "sample", "star.tasks.arithmetic", "kernels", *(f"star.{name}" for name in ENGINE)}
-OPTIONAL = {"fcntl", "matplotlib", "regex", "gguf", "jinja2", "pyarrow", "torch.utils.tensorboard"}  # of the extras
+OPTIONAL = {"fcntl", "matplotlib", "regex", "gguf", "jinja2", "pyarrow", "torch.utils.tensorboard"}  # extras, systems
 FOREIGN = {"transformers", "peft", "tokenizers", "huggingface_hub", "triton", "pickle"}
 FILES = sorted(
     [*ROOT.glob("*.py"), *(p for top in ("star", "kernels", "checkpoints") for p in (ROOT / top).rglob("*.py"))]
