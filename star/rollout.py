@@ -75,14 +75,14 @@ class Rollout:
                     done[i] = self.given[keys[i]]
                     yield Tick(0)
             missing = [i for i in chunk if i not in done]
+            seeds = [self.seed(*keys[i]) for i in missing]
             for j, completion in self._completions(
                 [rest[i // samples] for i in missing], prefix=prefix,
                 max_new_tokens=self.config.max_new_tokens or self.task.max_new_tokens, temperature=temperature,
-                top_k=top_k, top_p=top_p, seeds=[self.seed(*keys[i]) for i in missing],
-                stop_ids=self.tokenizer.eos_ids, stop=self.task.stop,
+                top_k=top_k, top_p=top_p, seeds=seeds, stop_ids=self.tokenizer.eos_ids, stop=self.task.stop,
             ):
                 i = missing[j]
-                done[i] = self.verify(keys[i], problems[i // samples], completion, self.seed(*keys[i]))
+                done[i] = self.verify(keys[i], problems[i // samples], completion, seeds[j])
                 yield Tick(len(completion.tokens))
             if self.sampler.slots < slots:
                 slots = self.sampler.slots

@@ -36,8 +36,7 @@ from star.loop import State
 from star.problem import SAMPLED, Chunk, Event, Finished, Generation, Note, Phase, Scored, Step, Tick
 from star.run import unfinished
 from star.run.clock import Clock
-from star.run.inputs import changed as changed_inputs
-from star.run.inputs import inputs
+from star.run.inputs import inputs, replaced
 from star.run.ledger import (
     clipped,
     is_ledger,
@@ -161,25 +160,23 @@ class Run:
         if not isinstance(began, dict) or not all(isinstance(code, str) for code in began.values()):
             warnings.warn(f"{folder} was written by another version: whether its data changed cannot be told",
                           stacklevel=1)
-        elif said := changed_inputs(began, inputs(self.config, self.options), folder):
+        elif said := replaced(began, inputs(self.config, self.options), folder):
             raise ValueError(said)
         metrics = [r for r in self.metrics() if r["iteration"] <= self.iteration]
         if len(metrics) != self.iteration + 1 or [m["iteration"] for m in metrics] != list(range(len(metrics))):
             raise ValueError(f"{folder / 'metrics.jsonl'} must have a line for each of the iterations 0 to "
                              f"{self.iteration}: put the former file back, or start a new run")
         self._check_files()
-        for name in ("metrics.jsonl", "timings.jsonl"):  # a stop may have come between these and state.json
-            lines = [r for r in read_lines(folder / name) if self.number(r, name) <= self.iteration]
+        path = folder / "timings.jsonl"
+        timings = [r for r in measured(read_lines(path), path) if r["iteration"] <= self.iteration]
+        for name, lines in (("metrics.jsonl", metrics), ("timings.jsonl", timings)):  # a stop came before state.json
             write_atomically(folder / name, "".join(json.dumps(r) + "\n" for r in lines).encode())
         path = self.samples(self.iteration + 1)
         records = whole_chunks(read_lines(path), path)
         if path.exists():
             write_atomically(path, "".join(json.dumps(r) + "\n" for r in records).encode())
         made = [checked(r, path, i) for i, r in enumerate(records, 1)]
-        try:
-            known = {m["iteration"]: float(m["validation"]["mean"]) for m in metrics if "validation" in m}
-        except (KeyError, TypeError, ValueError):
-            raise ValueError(f"{folder / 'metrics.jsonl'} is damaged: a line's validation has no mean") from None
+        known = {m["iteration"]: m["validation"]["mean"] for m in metrics if "validation" in m}
         state = State(self.iteration, known, unfinished.load(self.training, self.iteration + 1))
         (folder / "adapters").mkdir(exist_ok=True)
         (folder / "samples").mkdir(exist_ok=True)
@@ -214,12 +211,6 @@ class Run:
         """Keep the folder's lock; a run that nobody holds lets go of it, and not the collector, which warns."""
         self._lock = held
         weakref.finalize(self, held.close)
-
-    def number(self, record: dict, name: str) -> int:
-        """The iteration that a line of metrics or timings is of."""
-        if type(record.get("iteration")) is not int:
-            raise ValueError(f"{self.folder / name} is damaged: a line has no iteration")
-        return record["iteration"]
 
     def _check_files(self) -> None:
         """ValueError for files that going on needs, and that are not as the run left them."""

@@ -67,7 +67,7 @@ def parts(file: Path) -> list[tuple[int, int]]:
     return [(0, header), *((e.start, min(e.size, FIRST)) for e in entries)]
 
 
-def changed(before: dict, now: dict[str, str], folder: Path) -> str | None:
+def replaced(before: dict, now: dict[str, str], folder: Path) -> str | None:
     """What to say of inputs that are not what a run in this folder began with; None: all are."""
     for path, code in before.items():
         if path not in now:
