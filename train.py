@@ -13,6 +13,7 @@ if __name__ == "__main__":  # Ctrl-C while torch is imported; `command` has anot
 
 import contextlib
 import sys
+from dataclasses import asdict
 from shlex import quote
 
 import checkpoints
@@ -20,6 +21,7 @@ from star.config import StarConfig
 from star.device import failure, out_of_memory
 from star.loop import NothingSolved, State, star
 from star.problem import Finished
+from star.ranks import Ranks
 from star.run.board import Board, summary_writer
 from star.run.diagnosis import nothing_solved
 from star.run.flags import FULL, Flags, command, read_flags
@@ -31,12 +33,22 @@ from star.run.progress import Progress, summary, weak
 from star.run.rates import Meter
 from star.run.report import Report
 from star.run.signals import Stopped, stop
+from star.run.together import Watch, agree, share_state, surroundings, together
 
 FREE_ON_RESUME = ("iterations", "device", "slots", "micro_tokens", "save_every")  # settings that may change half-way
 
 
 @command
 def main(argv: list[str]) -> None:
+    with together() as (ranks, watch):
+        train(argv, ranks, watch)
+
+
+main.ranks = True
+
+
+def train(argv: list[str], ranks: Ranks, watch: Watch) -> None:
+    """A run, from its flags to its curves; of several ranks, what rank 0 does. It alone writes and speaks."""
     flags, _ = read_flags(argv, __doc__)
     if flags.extend is not None and not flags.resume:
         raise ValueError("--extend adds iterations to a run: name it by --resume")
@@ -45,19 +57,27 @@ def main(argv: list[str]) -> None:
             raise ValueError("--check starts no run: leave out --out and --resume")
         print("\n".join(check(make_plan(StarConfig(**flags.settings), flags.options))))
         return
+    said = flags.settings | flags.options | {"resume": flags.resume and str(flags.resume)}
+    agree(ranks, {"--" + name.replace("_", "-"): value for name, value in said.items()})
+    if ranks.rank:
+        follow(ranks)
+        return
     writer = summary_writer() if flags.tensorboard else None
     run, state, given = resumed(flags) if flags.resume else (None, State(), [])
     config, options = (run.config, run.options) if run else (StarConfig(**flags.settings), flags.options)
+    ranks.share([asdict(config), options])
     plan = make_plan(config, options)
     config, sampler = plan.config, build(plan)
-    here = facts(sampler.model, sampler.slots)
+    agree(ranks, surroundings(sampler.model, config, options))
+    here = facts(sampler.model, sampler.slots, ranks.size)
     if run is None:  # only now: what cannot start leaves no folder behind
         run, notes = Run.create(flags.out, config, options, here), []
     else:
         notes = [f"note    {note}" for note in run.goes_on(here)] + [f"resume  {at(state, given)}"]
         if state.iteration > 0:
             checkpoints.load_adapter(sampler.model, run.adapter(state.iteration))
-    run.meter = Meter(sampler)
+    state, given = share_state(ranks, sampler.model, state, given)
+    run.meter = Meter(sampler, ranks.size)
     print("\n".join([*opening(plan, sampler), *notes, f"rates   {run.meter}", f"run     {run.folder}\n"]), flush=True)
 
     report = Report(run, plan.task, plan.tokenizer)
@@ -66,7 +86,7 @@ def main(argv: list[str]) -> None:
         for metrics in run.metrics():
             progress.row(metrics, None)
         try:
-            for event in star(sampler, plan.tokenizer, plan.task, config, state, given, plan.others.pool):
+            for event in star(sampler, plan.tokenizer, plan.task, config, state, given, plan.others.pool, ranks):
                 run.record(event, sampler.model)
                 progress.show(event, run)
                 if writer:
@@ -77,7 +97,9 @@ def main(argv: list[str]) -> None:
                     if sum(run.timings["seconds"].values()) > 30:
                         draw(run)  # half a second: not for iterations that take little more
         except (KeyboardInterrupt, RuntimeError, MemoryError, OSError) as e:
-            on = f"in {run.where}; go on with: python train.py --resume {quote(str(run.folder))}"
+            on = f"in {run.where}; go on with: {start(ranks)} train.py --resume {quote(str(run.folder))}"
+            if gone := watch.why(e):
+                raise OSError(f"{gone} ({on})") from None
             if stopped := stop(e):
                 raise Stopped(stopped.number, on) from None
             if (said := FULL if out_of_memory(e) else str(e) if isinstance(e, OSError) else failure(e)) is None:
@@ -91,6 +113,22 @@ def main(argv: list[str]) -> None:
     draw(run)
     print("\n" + "\n".join(summary(run, flags.price_per_hour)))
     print(f"curves  {run.folder / 'curves.png'}\nreport  {report.path}\nlook    python sample.py --run {run.folder}")
+
+
+def follow(ranks: Ranks) -> None:
+    """The same loop on rank 1, 2, ...: what happens in it rank 0 writes down."""
+    config, options = ranks.share()
+    plan = make_plan(StarConfig(**config), options)
+    sampler = build(plan)
+    agree(ranks, surroundings(sampler.model, plan.config, options))
+    state, given = share_state(ranks, sampler.model, State(), [])
+    for _ in star(sampler, plan.tokenizer, plan.task, plan.config, state, given, plan.others.pool, ranks):
+        pass
+
+
+def start(ranks: Ranks) -> str:
+    """What a run is started with, for a user to read."""
+    return "python" if ranks.size == 1 else "torchrun (as before)"
 
 
 def resumed(flags: Flags) -> tuple[Run, State, list]:

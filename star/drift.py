@@ -16,16 +16,18 @@ from star import lora, prompts
 from star.batch import micro_batches
 from star.decoder import Decoder
 from star.problem import Example, Generation, Problem
+from star.ranks import ONE, Ranks
 from star.tasks import Task
 
 MOST, FEWEST, EACH = 16, 4, 32  # rationales: one of 32, but 4 at least: under 1 % of what an iteration computes
 LOGITS = 256  # positions whose logits exist at a time
 
 
-def drift(model: Decoder, examples: Sequence[Example]) -> dict[str, float]:
+def drift(model: Decoder, examples: Sequence[Example], ranks: Ranks = ONE) -> dict[str, float]:
     """{"entropy", "drift"} of a model with adapters, over all tokens behind the prompts together; not rounded."""
-    learned, entropy = measured(model, examples)
-    before, _ = measured(lora.base(model), examples)
+    mine = ranks.mine(examples)
+    (learned, entropy), (before, _) = measured(model, mine), measured(lora.base(model), mine)
+    learned, entropy, before = map(sum, zip(*ranks.gather([learned, entropy, before]), strict=True))
     n = sum(len(e.tokens) - e.n_prompt for e in examples)
     return {"entropy": entropy / n, "drift": (learned - before) / n}
 
@@ -44,7 +46,7 @@ def measured(model: Decoder, examples: Sequence[Example]) -> tuple[float, float]
 
 
 def habits(model: Decoder, tokenizer, task: Task, problems: Sequence[Problem], generations: Sequence[Generation],
-           few_shot: bool) -> dict[str, float | None]:
+           few_shot: bool, ranks: Ranks = ONE) -> dict[str, float | None]:
     """`drift` on some of these rationales, one a problem and in their order, spread evenly over them; 4 digits.
 
     None where a number is not finite: JSON has no word for it.
@@ -55,4 +57,5 @@ def habits(model: Decoder, tokenizer, task: Task, problems: Sequence[Problem], g
     for problem, g in ((problems[i], generations[i]) for i in some):
         prompt = prompts.encode(task, problem, tokenizer, few_shot=few_shot)
         examples.append(Example((*prompt, *g.tokens), len(prompt)))
-    return {name: round(x, 4) + 0.0 if abs(x) < float("inf") else None for name, x in drift(model, examples).items()}
+    found = drift(model, examples, ranks)
+    return {name: round(x, 4) + 0.0 if abs(x) < float("inf") else None for name, x in found.items()}

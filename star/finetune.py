@@ -23,6 +23,7 @@ from star.decoder import Decoder
 from star.device import let_go, out_of_memory
 from star.lora import trainable
 from star.problem import Example
+from star.ranks import ONE, Ranks
 
 SKIPS = 3  # steps in a row without a finite gradient that end a training
 
@@ -85,6 +86,7 @@ def finetune_steps(
     micro_tokens: int | None = None,
     recompute: bool = False,
     stats: FinetuneStats | None = None,
+    ranks: Ranks = ONE,
 ) -> Iterator[FinetuneStats]:
     """`finetune` as a generator: the same stats object after every step, so that a caller can watch, save or stop.
 
@@ -92,7 +94,8 @@ def finetune_steps(
     warmup: steps over which lr rises; then constant (the paper, App. H) or linear to zero. micro_tokens: tokens that go
     through the model at a time (default 1024 on a CPU, else 8192; a run's plan lowers it where memory is short, and
     where a step finds none it is halved from there on). recompute: less memory for a third more work. stats: those of
-    the steps before, which go on counting.
+    the steps before, which go on counting. ranks: the processes that work on a step together, each on a part of its
+    examples; all come to the same adapters.
     """
     params = trainable(model)
     stats = stats or FinetuneStats()
@@ -104,26 +107,30 @@ def finetune_steps(
 
     def packed(step: int) -> tuple[list[Example], list[Batch]]:
         batch = [examples[i] for i in batch_of_step(len(examples), batch_size, step, seed)]
+        mine = ranks.mine(sorted(batch, key=lambda e: -len(e.tokens)))
         rows = dealt if model.config.d_model >= WIDE else micro_batches
-        return batch, list(rows(batch, micro_tokens, model.device))
+        return batch, list(rows(mine, micro_tokens, model.device))
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         ahead = packed(first) if first < steps else None
         for step in range(first, steps):
             batch, rows = ahead
-            while (loss := gradients_if_they_fit(model, params, rows, recompute, pool)) is None:
+            n_targets = sum(len(e.tokens) - e.n_prompt for e in batch)
+            while (loss := gradients_if_they_fit(model, params, rows, n_targets, recompute, pool)) is None:
                 stats.lowered = micro_tokens = max(1, min(micro_tokens, max(b.tokens.numel() for b in rows)) // 2)
                 rows = packed(step)[1]
-            ahead = packed(step + 1) if step + 1 < steps else None  # while a GPU works: the next line waits for it
-            loss = loss.item()
+            ahead = packed(step + 1) if step + 1 < steps else None  # while a GPU works: what follows waits for it
             for name, p in params.items():
                 assert p.grad is not None, f"{name} got no gradient"
+            ranks.add([loss, *(p.grad for p in params.values())])
+            loss = loss.item()
             rate = lr * lr_factor(step, steps, warmup, schedule)
             if not learned(params, moments, step, rate, beta2, clip, loss):
                 leave_out(step, params, stats, f"loss {loss:g}, learning rate {rate:g}, {model.dtype}")
             stats.count(loss, batch, time.perf_counter() - began)
             stats.state = {"step": step + 1, "moments": moments}
             yield stats
+    ranks.spread(list(params.values()))  # devices of several kinds may have rounded otherwise
     assert torch.equal(frozen, fingerprint(model)), "training changed a frozen weight"
 
 
@@ -181,11 +188,11 @@ def lr_factor(step: int, steps: int, warmup: int, schedule: str) -> float:
     return 1.0 if schedule == "constant" else (steps - step) / (steps - warmup)
 
 
-def gradients_if_they_fit(model: Decoder, params: dict, rows: Sequence[Batch], recompute: bool,
+def gradients_if_they_fit(model: Decoder, params: dict, rows: Sequence[Batch], n_targets: int, recompute: bool,
                           pool: ThreadPoolExecutor) -> torch.Tensor | None:
     """`step_gradients`; None where memory ran out and smaller rows can be made of these."""
     try:
-        return step_gradients(model, params, rows, recompute, pool)
+        return step_gradients(model, params, rows, n_targets, recompute, pool)
     except (RuntimeError, MemoryError) as e:
         if not out_of_memory(e) or all(len(b.starts) == 2 for b in rows):  # each a single sequence
             raise
@@ -195,23 +202,25 @@ def gradients_if_they_fit(model: Decoder, params: dict, rows: Sequence[Batch], r
     return None
 
 
-def step_gradients(model: Decoder, params: dict, rows: Sequence[Batch], recompute: bool, pool: ThreadPoolExecutor
-                   ) -> torch.Tensor:
-    """Set the gradients of the step's mean loss (nats a target token, over all micro-batches) and return the loss.
+def step_gradients(model: Decoder, params: dict, rows: Sequence[Batch], n_targets: int, recompute: bool,
+                   pool: ThreadPoolExecutor) -> torch.Tensor:
+    """Set the gradients of the step's mean loss (nats a target token, of all its n_targets) and return the loss; of
+    these micro-batches, that is: those of several ranks add up to it.
 
     Gradients are added up in the order of the micro-batches, as they come: the same bits however many there are at
     once, and memory for few of them.
     """
     c = model.config
     weight, bias = model.head()
-    n_targets = sum(len(b.targets) for b in rows)
 
     def work(b: Batch) -> tuple[torch.Tensor, ...]:
         hidden = b.hidden(model, recompute)  # (N, D): only rows with a target meet the vocabulary
         nll = linear_cross_entropy(hidden, weight, b.targets, bias, c.logit_scale, c.logit_cap) / n_targets
         return nll.detach(), *torch.autograd.grad(nll, params.values())
 
-    loss = 0.0
+    loss = torch.zeros((), device=model.device, dtype=torch.promote_types(model.dtype, torch.float32))
+    for p in params.values():
+        p.grad = None if rows else torch.zeros_like(p)  # a rank without an example
     for nll, *grads in side_by_side(work, rows, pool) if model.device.type == "cpu" else map(work, rows):
         loss = loss + nll
         for p, grad in zip(params.values(), grads, strict=True):

@@ -41,6 +41,7 @@ from star.evaluate import (
 from star.finetune import FinetuneStats, finetune_steps
 from star.pool import Pool, agreement, by_source
 from star.problem import Event, Example, Finished, Generation, Note, Phase, Problem, Step, Tick
+from star.ranks import ONE, Ranks
 from star.rollout import Rollout
 from star.sampler import Sampler
 from star.select import choose_heldout, passes, select, set_aside, usable
@@ -64,14 +65,19 @@ class Training:
     adapters: dict[str, Tensor]
     moments: list[dict[str, Tensor]]
 
-    def put(self, model: Decoder) -> dict:
-        """Set the adapters of a model; the state for finetune. ValueError if they are not this model's."""
+    def check(self, model: Decoder) -> None:
+        """ValueError if these are not this model's adapters."""
         shapes = {name: p.shape for name, p in lora.trainable(model).items()}
         if any({name: t.shape for name, t in part.items()} != shapes for part in (self.adapters, *self.moments)):
             raise ValueError("the training that was stopped had other adapters than this model: take the run's folder "
                              "training away, and it begins anew")
+
+    def put(self, model: Decoder) -> dict:
+        """Set the adapters of a model, which must be theirs; the state for finetune."""
+        self.check(model)
         lora.put(model, self.adapters)
-        return {"step": len(self.stats.losses), "moments": [[part[name] for name in shapes] for part in self.moments]}
+        names = lora.trainable(model)
+        return {"step": len(self.stats.losses), "moments": [[part[name] for name in names] for part in self.moments]}
 
 
 @dataclass(frozen=True)
@@ -94,17 +100,19 @@ class State:
 
 
 def star(sampler: Sampler, tokenizer, task: Task, config: StarConfig, state: State | None = None,
-         given: Iterable[Generation] = (), pool: Pool | None = None) -> Generator[Event, None, None]:
+         given: Iterable[Generation] = (), pool: Pool | None = None, ranks: Ranks = ONE
+         ) -> Generator[Event, None, None]:
     """Run Algorithm 1 on the sampler's model, which must have adapters (those of state.iteration, when resumed).
 
     given: generations of the iteration after state.iteration that need not be made again; with --keep all, also those
-    of the iterations before, whose rationales are trained on again. pool: other models and a judge.
+    of the iterations before, whose rationales are trained on again. pool: other models and a judge. ranks: the
+    processes that run this loop together; the events of each are the whole run's, and one of them writes them down.
     Raises NothingSolved when an iteration solves nothing, with or without hint: there is nothing to learn from then.
     """
     model, state, given, pool = sampler.model, state or State(), list(given), pool or Pool()
     validation, train = set_aside(task.train, config.validation)
     heldout = choose_heldout(task.heldout, config.heldout_problems)
-    rollout = Rollout(sampler, tokenizer, task, config, given)
+    rollout = Rollout(sampler, tokenizer, task, config, given, ranks)
     by_id = {p.id: p for p in train}
     before = usable([g for g in given if 0 < g.iteration <= state.iteration], config)
 
@@ -136,7 +144,7 @@ def star(sampler: Sampler, tokenizer, task: Task, config: StarConfig, state: Sta
         examples = [prompts.example(task, by_id[g.problem], tokenizer, g.tokens, config.few_shot_train) for g in chosen]
         if config.start == "base":
             lora.reset(model, seed_of(config.seed, n, "adapters"))
-        stats = yield from train_adapters(sampler, examples, config, n, state.training)
+        stats = yield from train_adapters(sampler, examples, config, n, state.training, ranks)
 
         state, scores = yield from measure(rollout, pool, state, n, validation, heldout)
         said = counts(tried, retried) | health(task, problems, tried, retried, made, kept, config)
@@ -166,7 +174,7 @@ def until_enough(rollout: Rollout, n: int, problems: Sequence[Problem]
 
 
 def train_adapters(sampler: Sampler, examples: list[Example], config: StarConfig, n: int,
-                   begun: Training | None = None) -> Generator[Event, None, FinetuneStats]:
+                   begun: Training | None = None, ranks: Ranks = ONE) -> Generator[Event, None, FinetuneStats]:
     """Line 7: fine-tune the adapters on this iteration's examples, or go on with a training that was stopped."""
     steps, stats = config.steps(n, len(examples)), FinetuneStats()
     yield Phase(n, "train", steps)
@@ -179,7 +187,7 @@ def train_adapters(sampler: Sampler, examples: list[Example], config: StarConfig
     going = finetune_steps(
         sampler.model, examples, steps, config.lr, config.batch_size, seed_of(config.seed, n, "batches"),
         stats.state or None, warmup=config.warmup, schedule=config.schedule, beta2=config.beta2,
-        micro_tokens=config.micro_tokens, recompute=config.recompute, stats=stats)
+        micro_tokens=config.micro_tokens, recompute=config.recompute, stats=stats, ranks=ranks)
     for _ in going:
         if stats.lowered != lowered:
             yield Note(f"iteration {n}, step {len(stats.losses)}: memory ran out; from here on {stats.lowered} tokens "
@@ -243,7 +251,8 @@ def measure(rollout: Rollout, pool: Pool, state: State, n: int, validation: Sequ
         if config.eval_samples:
             scores |= pass_and_maj(heldout, (yield from rollout.run(n, "pass at k", heldout)))
     scores |= {"answers": most_said(rollout.task, *watched),
-               **habits(rollout.sampler.model, rollout.tokenizer, rollout.task, *watched, config.few_shot_train)}
+               **habits(rollout.sampler.model, rollout.tokenizer, rollout.task, *watched, config.few_shot_train,
+                      rollout.ranks)}
     return state, scores
 
 

@@ -48,7 +48,7 @@ class Guest(Rollout):
 
     def __init__(self, name: str, sampler: Sampler, tokenizer, home: Rollout):
         config = replace(home.config, samples=max(home.config.samples, 1))
-        super().__init__(sampler, tokenizer, home.task, config)
+        super().__init__(sampler, tokenizer, home.task, config, ranks=home.ranks)
         self.source, self.home, self.given = name, home, home.given
 
     def iteration_of(self, n: int, phase: str) -> int:
@@ -144,7 +144,8 @@ class Pool:
         for start in range(0, len(waiting), RATED):  # equal texts are rated once
             part = waiting[start : start + RATED]
             new = [pair for pair in dict.fromkeys(pairs[g.key] for g in part) if pair not in rated]
-            rated |= zip(new, judge.rate(new), strict=True)
+            for rank, scores in enumerate(home.ranks.gather(judge.rate(home.ranks.mine(new)))):
+                rated |= zip(new[rank :: home.ranks.size], scores, strict=True)
             for _ in part:
                 yield Tick(0)
             named = {g.key: scored(g, judge, rated[pairs[g.key]]) for g in part}

@@ -5,6 +5,7 @@ nothing and writes nothing: star/loop does, and whoever listens to its events.
 """
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import asdict
 
 from star import prompts
 from star.config import StarConfig
@@ -12,6 +13,7 @@ from star.device import out_of_memory
 from star.draws import seed_of
 from star.evaluate import verdict
 from star.problem import STUDENT, Chunk, Completion, Event, Generation, Note, Phase, Problem, Tick
+from star.ranks import ONE, Ranks
 from star.sampler import Sampler
 from star.tasks import Task, ask
 
@@ -21,14 +23,17 @@ CHUNK = 8  # generations of a chunk for each slot: what a stop may lose, against
 class Rollout:
     """Samples rationales for problems in the phases of an iteration, and judges them.
 
-    given: generations that a stopped run had already made; they are not made again.
+    given: generations that a stopped run had already made; they are not made again. ranks: the processes that share
+    the work; each hears what all of them made, in the same order.
     """
 
     source = STUDENT  # who writes; star/pool has others
 
-    def __init__(self, sampler: Sampler, tokenizer, task: Task, config: StarConfig, given: Iterable[Generation] = ()):
-        self.sampler, self.tokenizer, self.task, self.config = sampler, tokenizer, task, config
-        self.size = sampler.slots  # of a chunk, in slots: it stays when memory runs out and rows become fewer
+    def __init__(self, sampler: Sampler, tokenizer, task: Task, config: StarConfig, given: Iterable[Generation] = (),
+                 ranks: Ranks = ONE):
+        self.sampler, self.tokenizer, self.task, self.config, self.ranks = sampler, tokenizer, task, config, ranks
+        # of a rank's part of a chunk, in slots: it stays when memory runs out and rows become fewer
+        self.size = min(ranks.gather(sampler.slots))
         self.given = {g.key: g for g in given}
 
     def run(self, n: int, phase: str, problems: Sequence[Problem]) -> Generator[Event, None, list[Generation]]:
@@ -67,7 +72,7 @@ class Rollout:
         keys = [(n, phase, p.id, k, self.source) for p in problems for k in range(samples)]
         order = sorted(range(len(keys)), key=lambda i: len(rest[i // samples]))
         done: dict[int, Generation] = {}
-        slots, size = self.sampler.slots, CHUNK * self.size
+        size = CHUNK * self.size * self.ranks.size
         for start in range(0, len(order), size):  # chunks do not depend on what is given
             chunk = order[start : start + size]
             for i in chunk:
@@ -75,18 +80,26 @@ class Rollout:
                     done[i] = self.given[keys[i]]
                     yield Tick(0)
             missing = [i for i in chunk if i not in done]
-            seeds = [self.seed(*keys[i]) for i in missing]
+            mine, slots = self.ranks.mine(missing), self.sampler.slots
+            seeds = [self.seed(*keys[i]) for i in mine]
             for j, completion in self._completions(
-                [rest[i // samples] for i in missing], prefix=prefix,
+                [rest[i // samples] for i in mine], prefix=prefix,
                 max_new_tokens=self.config.max_new_tokens or self.task.max_new_tokens, temperature=temperature,
                 top_k=top_k, top_p=top_p, seeds=seeds, stop_ids=self.tokenizer.eos_ids, stop=self.task.stop,
             ):
-                i = missing[j]
+                i = mine[j]
                 done[i] = self.verify(keys[i], problems[i // samples], completion, seeds[j])
                 yield Tick(len(completion.tokens))
-            if self.sampler.slots < slots:
-                slots = self.sampler.slots
-                yield Note(f"iteration {n}, {phase}: memory ran out; from here on {slots} rows are sampled at a time")
+            told = self.ranks.gather([self.sampler.slots < slots, self.sampler.slots, [asdict(done[i]) for i in mine]])
+            for rank, (fewer, slots, made) in enumerate(told):
+                if fewer:
+                    where = f" on rank {rank}" if self.ranks.size > 1 else ""
+                    yield Note(f"iteration {n}, {phase}: memory ran out{where}; from here on {slots} rows are sampled "
+                               "at a time")
+                if rank != self.ranks.rank:
+                    for i, g in zip(missing[rank :: self.ranks.size], made, strict=True):
+                        done[i] = Generation(**g | {"tokens": tuple(g["tokens"])})
+                        yield Tick(len(done[i].tokens))
             if missing:
                 yield Chunk([done[i] for i in missing], [problems[i // samples] for i in missing])
         return {keys[i]: g for i, g in done.items()}

@@ -75,7 +75,7 @@ def test_a_sampler_merges_nothing_anew():
 
 def test_some_rationales_spread_evenly_stand_for_all(tokenizer, monkeypatch):
     task, seen = Riddles(1004), []
-    monkeypatch.setattr("star.drift.drift", lambda model, examples: seen.append(examples) or {"drift": -1e-9})
+    monkeypatch.setattr("star.drift.drift", lambda model, examples, ranks: seen.append(examples) or {"drift": -1e-9})
     gs = [made(1, "evaluate", p.id, "right", tokens=i % 5 + 1) for i, p in enumerate(task.train)]
     for n in (400, 200, 1000, 100, 3, 1):
         assert habits(None, tokenizer, task, task.train[:n], gs[:n], False) == {"drift": 0.0}

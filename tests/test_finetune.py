@@ -179,6 +179,7 @@ def test_gradients_are_added_up_in_order_bit_for_bit(cores, micro_tokens):
     model, data = stirred(random_decoder(dtype=torch.float32)), examples(24)
     rows = list(micro_batches(data, micro_tokens, model.device))
     loss, expected = one_by_one(model, rows)
+    n_targets = sum(len(row.targets) for row in rows)
     for slow in (None, 0, 5):  # that row takes its time
         params, calls, original = trainable(model), [], torch.autograd.grad
 
@@ -194,7 +195,7 @@ def test_gradients_are_added_up_in_order_bit_for_bit(cores, micro_tokens):
             p.grad = None
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch.autograd, "grad", grad)
-            assert step_gradients(model, params, rows, False, cores).item() == loss
+            assert step_gradients(model, params, rows, n_targets, False, cores).item() == loss
         for p, wanted in zip(params.values(), expected, strict=True):
             assert torch.equal(p.grad, wanted)
 
@@ -219,7 +220,7 @@ def test_few_gradients_are_held_at_a_time(monkeypatch, cores):
         return out
 
     monkeypatch.setattr(torch.autograd, "grad", grad)
-    step_gradients(model, trainable(model), list(micro_batches(data, 1, model.device)), False, cores)
+    step_gradients(model, trainable(model), list(micro_batches(data, 1, model.device)), 1, False, cores)
     assert len(made) == 60
     assert CORES < max(alive) <= CORES + 2
 

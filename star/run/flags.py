@@ -23,6 +23,8 @@ from star.config import CONFLICTS, DEFAULTS, StarConfig, kind_of, several
 from star.device import failure
 from star.run.screen import screens
 from star.run.signals import catch, stop
+from star.run.together import several as several_ranks
+from star.run.together import speaks
 from star.tasks import is_file, task_names, task_options
 from star.text import visible
 
@@ -77,12 +79,21 @@ class Parser(argparse.ArgumentParser):
 
 
 def command(body: Callable[[list[str]], int | None]) -> Callable[..., int]:
-    """Makes a command's `main` of a function of its arguments: one line and exit code 2 for what cannot be done."""
+    """Makes a command's `main` of a function of its arguments: one line and exit code 2 for what cannot be done.
+
+    Of several ranks the first of each host speaks. `main.ranks` True: the command knows what to do with several.
+    """
 
     @functools.wraps(body)
     def main(argv: list[str] | None = None) -> int:
         catch()
-        warnings.showwarning = lambda message, *_: print(f"warning: {one_line(str(message))}", file=sys.stderr)
+        if several_ranks() and not main.ranks:
+            if speaks():
+                print("error: this command runs in one process; of all commands train.py alone is for torchrun",
+                      file=sys.stderr)
+            return 2
+        warnings.showwarning = lambda message, *_: speaks() and print(f"warning: {one_line(str(message))}",
+                                                                      file=sys.stderr)
         with screens() as (out, _):
             code = ended(lambda: body(sys.argv[1:] if argv is None else argv))
             out.flush()
@@ -91,30 +102,33 @@ def command(body: Callable[[list[str]], int | None]) -> Callable[..., int]:
                 code = code or 2
             return code
 
+    main.ranks = False
     return main
 
 
 def ended(body: Callable[[], int | None]) -> int:
     """A command's exit code; what it raises becomes a line on stderr."""
+    said, code = "error", 2
     try:
         return body() or 0
     except KeyboardInterrupt as e:
-        print(f"stopped {one_line(str(e))}".rstrip(), file=sys.stderr)
-        return stop(e).code
+        said, code = f"stopped {one_line(str(e))}".rstrip(), stop(e).code
     except torch.OutOfMemoryError:
-        print(f"error: {FULL}", file=sys.stderr)
+        said = f"error: {FULL}"
     except RuntimeError as e:
         if stopped := stop(e):
-            print("stopped", file=sys.stderr)
-            return stopped.code
-        if (said := failure(e)) is None:
+            said, code = "stopped", stopped.code
+        elif (failed := failure(e)) is None:
             raise
-        print(f"error: {one_line(said)}", file=sys.stderr)
+        else:
+            said = f"error: {one_line(failed)}"
     except MemoryError:
-        print("error: this machine's memory is full: give a smaller file, or a smaller model", file=sys.stderr)
+        said = "error: this machine's memory is full: give a smaller file, or a smaller model"
     except (ValueError, OSError, ImportError) as e:
-        print(f"error: {one_line(str(e) or type(e).__name__)}", file=sys.stderr)
-    return 2
+        said = f"error: {one_line(str(e) or type(e).__name__)}"
+    if speaks():
+        print(said, file=sys.stderr)
+    return code
 
 
 def one_line(text: str, most: int = 2000) -> str:

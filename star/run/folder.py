@@ -196,7 +196,8 @@ class Run:
         last = [began, *resumed][-1]
         notes = [f"the run was written with {name} {last[name]}, and goes on with {facts[name]}: the last digits of "
                  "log-probabilities may differ from what they would have been"
-                 for name in ("torch", "threads", "device", "slots") if name in last and last[name] != facts[name]]
+                 for name in ("torch", "threads", "ranks", "device", "slots")
+                 if name in last and last[name] != facts[name]]
         write_json(path, began | {"settings": began["settings"] | self.changed, "slots": facts["slots"],
                                   "resumed": [*resumed, facts]})
         self._write_state(self.iteration, self.best, self.finished)

@@ -77,7 +77,7 @@ def replaced(before: dict, now: dict[str, str], folder: Path) -> str | None:
     return None
 
 
-def facts(model: Decoder, slots: int) -> dict:
+def facts(model: Decoder, slots: int, ranks: int = 1) -> dict:
     """What a run should say about where it ran, and what "auto" settings came to there."""
     root = Path(__file__).parents[2]
     try:
@@ -90,4 +90,5 @@ def facts(model: Decoder, slots: int) -> dict:
         "command": sys.argv, "python": sys.version.split()[0], "torch": torch.__version__,
         "git_commit": commit, "device": str(model.device), "device_name": cuda,
         "dtype": str(model.dtype).removeprefix("torch."), "slots": slots, "threads": torch.get_num_threads(),
+        "ranks": ranks,
     }

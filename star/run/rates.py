@@ -99,11 +99,12 @@ def fastest(call: Callable[[], Tensor], budget: float) -> float:
 class Meter:
     """What a run's own model does, iteration by iteration, as shares of what its device can do.
 
-    Other models and the judge are not counted, and neither is their time.
+    Other models and the judge are not counted, and neither is their time. Of several ranks this one's device counts,
+    and of what they train on together its share.
     """
 
-    def __init__(self, sampler: Sampler):
-        self.sampler, self.rates = sampler, measured(sampler.model.device, sampler.model.dtype)
+    def __init__(self, sampler: Sampler, ranks: int = 1):
+        self.sampler, self.ranks, self.rates = sampler, ranks, measured(sampler.model.device, sampler.model.dtype)
         self.body, self.head = sizes(sampler.model)
         self._before = Counter(sampler.work)
 
@@ -127,7 +128,7 @@ class Meter:
                                  "bandwidth": read / self.rates.copy / sampling, "seconds": sampling}
         if trained and training:
             targets = metrics["target_tokens"] * trained / metrics["trained_tokens"]
-            flops = self.training(trained, targets)
+            flops = self.training(trained, targets) / self.ranks
             found["training"] = {"tokens": trained, "matmul": flops / self.rates.matmul / training,
                                  "seconds": training}
         return {phase: {name: round(value, 4) for name, value in use.items()} for phase, use in found.items()}
