@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 
 LAYERS = [
-    {"kernels", "star.problem", "star.config", "star.draws", "star.text", "star.device"},
+    {"kernels", "star.problem", "star.config", "star.draws", "star.text", "star.device", "star.ranks"},
     {"star.decoder", "star.positions", "star.cache", "star.lora", "star.tasks"},
     {"star.sampler", "star.schedule", "star.batch", "star.prompts", "star.reward", "checkpoints"},
     {"star.rollout", "star.finetune", "star.evaluate", "star.select", "star.judge", "star.best_of",
@@ -24,7 +24,7 @@ LAYERS = [
 ]
 WHOLE = ("kernels", "star.tasks", "checkpoints", "star.run", "star.experiments")  # packages with all their files
 ENGINE = {"loop", "rollout", "finetune", "evaluate", "sampler", "schedule", "draws", "text", "batch", "prompts",
-          "decoder", "positions", "cache", "lora", "problem", "config"}  # fmt: skip
+          "decoder", "positions", "cache", "lora", "problem", "config", "ranks"}  # fmt: skip
 CORE = {"train", "sample", "star.tasks.arithmetic", "kernels", *(f"star.{name}" for name in ENGINE)}
 OPTIONAL = {"fcntl", "matplotlib", "regex", "gguf", "jinja2", "pyarrow", "torch.utils.tensorboard"}  # extras, systems
 FOREIGN = {"transformers", "peft", "tokenizers", "huggingface_hub", "triton", "pickle"}
