@@ -20,20 +20,21 @@ import checkpoints
 from star.config import StarConfig
 from star.device import failure, out_of_memory
 from star.loop import NothingSolved, State, star
-from star.problem import Finished
+from star.problem import Finished, Generation
 from star.ranks import Ranks
 from star.run.board import Board, summary_writer
 from star.run.diagnosis import nothing_solved
 from star.run.flags import FULL, Flags, command, read_flags
 from star.run.folder import Run
 from star.run.inputs import facts
-from star.run.plan import build, check, make_plan, opening
+from star.run.plan import Plan, build, check, make_plan, opening
 from star.run.plots import curves
 from star.run.progress import Progress, summary, weak
 from star.run.rates import Meter
 from star.run.report import Report
 from star.run.signals import Stopped, stop
 from star.run.together import Watch, agree, share_state, surroundings, together
+from star.sampler import Sampler
 
 FREE_ON_RESUME = ("iterations", "device", "slots", "micro_tokens", "save_every")  # settings that may change half-way
 
@@ -63,30 +64,14 @@ def train(argv: list[str], ranks: Ranks, watch: Watch) -> None:
         follow(ranks)
         return
     writer = summary_writer() if flags.tensorboard else None
-    run, state, given = resumed(flags) if flags.resume else (None, State(), [])
-    config, options = (run.config, run.options) if run else (StarConfig(**flags.settings), flags.options)
-    ranks.share([asdict(config), options])
-    plan = make_plan(config, options)
-    config, sampler = plan.config, build(plan)
-    agree(ranks, surroundings(sampler.model, config, options))
-    here = facts(sampler.model, sampler.slots, ranks.size)
-    if run is None:  # only now: what cannot start leaves no folder behind
-        run, notes = Run.create(flags.out, config, options, here), []
-    else:
-        notes = [f"note    {note}" for note in run.goes_on(here)] + [f"resume  {at(state, given)}"]
-        if state.iteration > 0:
-            checkpoints.load_adapter(sampler.model, run.adapter(state.iteration))
-    state, given = share_state(ranks, sampler.model, state, given)
-    run.meter = Meter(sampler, ranks.size)
-    print("\n".join([*opening(plan, sampler), *notes, f"rates   {run.meter}", f"run     {run.folder}\n"]), flush=True)
-
+    run, plan, sampler, state, given = begin(flags, ranks)
     report = Report(run, plan.task, plan.tokenizer)
     board = Board(writer, run.folder, run.iteration) if writer else contextlib.nullcontext()
     with contextlib.closing(run), contextlib.closing(Progress(plan, flags.show, given)) as progress, board:
         for metrics in run.metrics():
             progress.row(metrics, None)
         try:
-            for event in star(sampler, plan.tokenizer, plan.task, config, state, given, plan.others.pool, ranks):
+            for event in star(sampler, plan.tokenizer, plan.task, plan.config, state, given, plan.others.pool, ranks):
                 run.record(event, sampler.model)
                 progress.show(event, run)
                 if writer:
@@ -113,6 +98,27 @@ def train(argv: list[str], ranks: Ranks, watch: Watch) -> None:
     draw(run)
     print("\n" + "\n".join(summary(run, flags.price_per_hour)))
     print(f"curves  {run.folder / 'curves.png'}\nreport  {report.path}\nlook    python sample.py --run {run.folder}")
+
+
+def begin(flags: Flags, ranks: Ranks) -> tuple[Run, Plan, Sampler, State, list[Generation]]:
+    """All that the loop needs, and the run's folder: a new one, or one to go on with."""
+    run, state, given = resumed(flags) if flags.resume else (None, State(), [])
+    config, options = (run.config, run.options) if run else (StarConfig(**flags.settings), flags.options)
+    ranks.share([asdict(config), options])
+    plan = make_plan(config, options)
+    sampler = build(plan)
+    agree(ranks, surroundings(sampler.model, plan.config, options))
+    here = facts(sampler.model, sampler.slots, ranks.size)
+    if run is None:  # only now: what cannot start leaves no folder behind
+        run, notes = Run.create(flags.out, plan.config, options, here), []
+    else:
+        notes = [f"note    {note}" for note in run.goes_on(here)] + [f"resume  {at(state, given)}"]
+        if state.iteration > 0:
+            checkpoints.load_adapter(sampler.model, run.adapter(state.iteration))
+    state, given = share_state(ranks, sampler.model, state, given)
+    run.meter = Meter(sampler, ranks.size)
+    print("\n".join([*opening(plan, sampler), *notes, f"rates   {run.meter}", f"run     {run.folder}\n"]), flush=True)
+    return run, plan, sampler, state, given
 
 
 def follow(ranks: Ranks) -> None:

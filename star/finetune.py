@@ -120,10 +120,7 @@ def finetune_steps(
                 stats.lowered = micro_tokens = max(1, min(micro_tokens, max(b.tokens.numel() for b in rows)) // 2)
                 rows = packed(step)[1]
             ahead = packed(step + 1) if step + 1 < steps else None  # while a GPU works: what follows waits for it
-            for name, p in params.items():
-                assert p.grad is not None, f"{name} got no gradient"
-            ranks.add([loss, *(p.grad for p in params.values())])
-            loss = loss.item()
+            loss = added_up(loss, params, ranks)
             rate = lr * lr_factor(step, steps, warmup, schedule)
             if not learned(params, moments, step, rate, beta2, clip, loss):
                 leave_out(step, params, stats, f"loss {loss:g}, learning rate {rate:g}, {model.dtype}")
@@ -132,6 +129,14 @@ def finetune_steps(
             yield stats
     ranks.spread(list(params.values()))  # devices of several kinds may have rounded otherwise
     assert torch.equal(frozen, fingerprint(model)), "training changed a frozen weight"
+
+
+def added_up(loss: torch.Tensor, params: dict, ranks: Ranks) -> float:
+    """The loss of a step over all ranks, and in place its gradients."""
+    for name, p in params.items():
+        assert p.grad is not None, f"{name} got no gradient"
+    ranks.add([loss, *(p.grad for p in params.values())])
+    return loss.item()
 
 
 def learned(params: dict, moments: Sequence[list[torch.Tensor]], step: int, lr: float, beta2: float, clip: float,
