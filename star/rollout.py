@@ -5,7 +5,6 @@ nothing and writes nothing: star/loop does, and whoever listens to its events.
 """
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import asdict
 
 from star import prompts
 from star.config import StarConfig
@@ -90,7 +89,7 @@ class Rollout:
                 i = mine[j]
                 done[i] = self.verify(keys[i], problems[i // samples], completion, seeds[j])
                 yield Tick(len(completion.tokens))
-            told = self.ranks.gather([self.sampler.slots < slots, self.sampler.slots, [asdict(done[i]) for i in mine]])
+            told = self.ranks.gather([self.sampler.slots < slots, self.sampler.slots, [vars(done[i]) for i in mine]])
             for rank, (fewer, slots, made) in enumerate(told):
                 if fewer:
                     where = f" on rank {rank}" if self.ranks.size > 1 else ""

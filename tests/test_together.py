@@ -32,7 +32,7 @@ ARGV = ["--digits", "1-2", "--problems", "24", "--iterations", "2", "--first-ste
         "--heldout-problems", "8", "--validation", "8", "--slots", "4", "--temperature", "0.8", "--rank", "2",
         "--dtype", "float64", "--device", "cpu", "--show", "0"]  # in float64 tokens do not depend on how rows share
 OTHERS = ["--generators", str(SHIPPED), "--reward", str(SHIPPED), "--reward-by", "likelihood", "--select",
-          "correct+reward", "--samples", "2"]
+          "correct+reward", "--samples", "2", "--problems", "8", "--iterations", "1"]
 
 
 def free_port() -> int:
@@ -111,6 +111,10 @@ def test_ranks_make_the_run_of_one_process(alone, tmp_path, n, name):
     assert (tmp_path / "out-1").read_text() == (tmp_path / "err-1").read_text() == ""  # rank 0 speaks for all
     assert "held-out accuracy" in (tmp_path / "out-0").read_text()
     assert json.loads((tmp_path / "run" / "config.json").read_text())["ranks"] == n
+    timings = read_lines(tmp_path / "run" / "timings.jsonl")
+    assert {t["ranks"] for t in timings} == {n}
+    hours = n * sum(sum(t["seconds"].values()) for t in timings) / 3600
+    assert f"spent   {hours:.3f} device-hours" in (tmp_path / "out-0").read_text()
 
 
 def test_the_work_is_dealt(tmp_path):

@@ -261,7 +261,7 @@ class Run:
         elif isinstance(event, Note):
             self.notes.append(event.text)
         elif isinstance(event, Chunk):
-            lines = [asdict(g) | {"question": p.question, "right_answer": p.answer}
+            lines = [vars(g) | {"question": p.question, "right_answer": p.answer}
                      for g, p in zip(event.generations, event.problems, strict=True)]
             with written_first():
                 append(self.samples(lines[0]["iteration"]), sealed(lines))
@@ -322,6 +322,7 @@ class Run:
             **({"notes": self.notes} if self.notes else {}),
         }
         if self.meter:
+            self.timings |= {"ranks": self.meter.ranks} if self.meter.ranks > 1 else {}
             trained = self.clock.seconds.get("train", 0.0), self.clock.tokens.get("train", 0)
             use = self.meter.lap(self.clock.student, *trained, event.metrics)
             self.timings |= {"rates": self.meter.rates and asdict(self.meter.rates), "use": use}

@@ -31,8 +31,8 @@ PAIRS = {"mean": [number, number], "*": [number, number]}
 TIMED = ("iteration", "seconds", "tokens", "sampled_tokens_per_s", "trained_tokens_per_s")
 KEPT = ("rationalized", "kept_wrong_steps", "rationalized_wrong_steps", "dropped", "truncated", "tries", "mean_tokens",
         "solved", "problems", "rationalized_problems", "distinct", "examples")  # what comes with "kept"
-FORMS = dict.fromkeys(("iteration", "best", "kept", "steps", "new_tokens", "target_tokens", "trained_tokens", *KEPT),
-                      whole) | {
+FORMS = dict.fromkeys(("iteration", "best", "kept", "steps", "new_tokens", "target_tokens", "trained_tokens", "ranks",
+                       *KEPT), whole) | {
     "mean_tokens": number, "dropped": {"*": whole}, "said": {"*": whole},
     "accuracy": {"mean": number, "*": number}, "interval": PAIRS,
     "validation": {"mean": number, "*": number}, "validation_interval": PAIRS,

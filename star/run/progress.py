@@ -234,7 +234,7 @@ def summary(run: Run, price: float | None) -> list[str]:
         for name in (name for name in ("pass_at", "maj_at") if name in chosen):
             shares = ", ".join(f"{v:.1%} @{k}" for k, v in chosen[name].items())
             lines.append(f"{name.removesuffix('_at'):7} {shares}")
-    hours = sum(sum(t["seconds"].values()) for t in timings) / 3600
+    hours = sum(sum(t["seconds"].values()) * t.get("ranks", 1) for t in timings) / 3600
     sampled, trained = (sum(t["tokens"].get(kind, 0) for t in timings) for kind in ("sampled", "trained"))
     money = f"; {hours * price:.2f} at {price:g} an hour" if price is not None else ""
     return [*lines, *used(timings), f"spent   {hours:.3f} device-hours; {sampled:,} tokens sampled, "

@@ -19,7 +19,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, fields
+from dataclasses import fields
 from datetime import timedelta
 
 import torch
@@ -233,7 +233,7 @@ def share_state(ranks: Ranks, model: Decoder, state: State, given: list[Generati
         begun.check(model)
     counted = None if begun is None else {
         f.name: getattr(begun.stats, f.name) for f in fields(FinetuneStats) if f.name != "state"}
-    said = ranks.share([state.iteration, list(state.validation.items()), [asdict(g) for g in given], counted])
+    said = ranks.share([state.iteration, list(state.validation.items()), [vars(g) for g in given], counted])
     ranks.spread(list(params.values()))
     iteration, validation, made, counted = said
     if counted is not None:
