@@ -22,6 +22,7 @@ from checkpoints.families import Layout, decoder_config
 from checkpoints.files import DTYPES, TensorFile, read_json, tensor_files, write_atomically, write_json, write_shards
 from star import lora
 from star.decoder import Decoder, DecoderConfig
+from star.device import check_dtype
 from star.positions import rotary_table
 
 COMPANIONS = ("tokenizer", "special_tokens", "added_tokens", "vocab.", "merges.", "tekken", "generation_config",
@@ -113,6 +114,8 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", dtype: torc
 
 def fill(model: Decoder, device: str | torch.device) -> Decoder:
     """Give an outline its memory on `device`, and read its weights there in the dtype that the outline has now."""
+    device = torch.device(device)
+    check_dtype(device, model.dtype)
     for module in list(model.modules()):  # as Module.to_empty does, which imports half a second of sympy for it
         for name, p in list(module.named_parameters(recurse=False)):
             setattr(module, name, nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device=device)))
@@ -124,7 +127,8 @@ def fill(model: Decoder, device: str | torch.device) -> Decoder:
         canonical, view = views[name]
         return files[name].read_into(name, view, layout.order(canonical))
 
-    with ThreadPoolExecutor(READERS) as pool:
+    readers = 1 if device.type == "mps" else READERS  # several threads crash Metal (pytorch issue 197805)
+    with ThreadPoolExecutor(readers) as pool:
         for name, finite in zip(names, pool.map(read, names), strict=True):
             if not finite:
                 warnings.warn(f"{files[name].path}: {name} holds numbers that are not finite, or beyond 2^40: fetch it "

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels import nvidia
+
 
 def attention_reference(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, cap: float = 0.0,
                         prefix: tuple[Tensor, Tensor] | None = None) -> Tensor:
@@ -111,7 +113,7 @@ def join(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tens
 
 def has_flash(q: Tensor, mask: Tensor | None = None) -> bool:
     """Has torch a kernel for queries like these that returns the log-sum-exp?"""
-    return q.device.type == "cpu" or (q.is_cuda and q.dtype.itemsize == 2 and q.shape[-1] <= 256
+    return q.device.type == "cpu" or (nvidia(q.device) and q.dtype.itemsize == 2 and q.shape[-1] <= 256
                                       and q.shape[-1] % 8 == 0 and mask is None)
 
 

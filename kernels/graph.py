@@ -10,13 +10,15 @@ from collections.abc import Callable, Hashable
 
 import torch
 
+from kernels import nvidia
+
 EAGER = 8  # calls of a key before it is recorded: recording costs as much as several, and many keys live for few steps
 MOST = 40  # graphs that one object records: each takes tens of milliseconds, and memory of the driver's
 STREAMS: dict[torch.device, torch.cuda.Stream] = {}  # to record on: cuBLAS keeps memory for each stream it ever saw
 
 
 class Graphs:
-    """Calls `function(*key)`; on a GPU, once a key has come `EAGER` times, by replaying a graph of it.
+    """Calls `function(*key)`; on a GPU of NVIDIA's, once a key has come `EAGER` times, by replaying a graph of it.
 
     key: host values that shapes follow from (rows, keys in use); one graph each. Every call has the function's effect
     exactly once: at first it is run (libraries set themselves up then), then recorded, which does not run it, and
@@ -30,13 +32,13 @@ class Graphs:
     def __init__(self, device: torch.device):
         self.device, self.calls = device, Counter()
         self.of_key: dict[Hashable, torch.cuda.CUDAGraph | None] = {}  # None: cannot be recorded
-        if device.type == "cuda":
+        if nvidia(device):
             with torch.cuda.device(device):
                 self.pool = torch.cuda.graph_pool_handle()
                 self.stream = STREAMS.setdefault(device, torch.cuda.Stream())
 
     def __call__(self, function: Callable[..., None], *key: Hashable) -> None:
-        if self.device.type != "cuda":
+        if not nvidia(self.device):
             function(*key)
             return
         with torch.cuda.device(self.device):  # a graph records, and replays on, the current device

@@ -15,6 +15,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from kernels import nvidia
 from kernels.attention import attention_reference
 
 Runs = Sequence[tuple[int, int]]
@@ -43,7 +44,7 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, runs: Runs, scale: float, 
     """
     if v.untyped_storage().data_ptr() != k.untyped_storage().data_ptr():
         v = v.clone()  # v alone is kept then, and not all that it is a part of
-    if not q.is_cuda:
+    if q.device.type == "cpu":
         return _Packed.apply(q, k, v, runs, scale)
     longest, known = runs[0][1], options()
     how = {"is_causal": True} if "is_causal" in known else {"window_size": (-1, 0)}
@@ -55,14 +56,13 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, runs: Runs, scale: float, 
 
 
 def packs(q: Tensor, k: Tensor) -> bool:
-    """Is there a kernel for packed rows? On a CPU in float32 and wider; on a GPU in 16 bits, as far as this torch goes.
-
-    (In bfloat16 on a CPU the formula stays, which rounds as other programs do.)
+    """Is there a kernel for packed rows? On a CPU in float32 and wider; on NVIDIA's GPUs in 16 bits, as far as this
+    torch goes. (In bfloat16 on a CPU the formula stays, which rounds as other programs do.)
     """
     if q.device.type == "cpu":
         return q.dtype.itemsize >= 4
     wanted = {"scale", "enable_gqa"} if q.shape[1] != k.shape[1] else {"scale"}
-    return q.is_cuda and q.dtype.itemsize == 2 and q.shape[-1] <= 256 and wanted <= options()
+    return nvidia(q.device) and q.dtype.itemsize == 2 and q.shape[-1] <= 256 and wanted <= options()
 
 
 @functools.cache

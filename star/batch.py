@@ -152,6 +152,5 @@ def row_of(sequences: Sequence[Sequence[int]], read: Sequence[Sequence[int]], ta
         starts.append(len(tokens))
     host = [torch.tensor([tokens]), torch.tensor([positions]), *(torch.tensor(t).long() for t in (places, targets)),
             torch.tensor(starts, dtype=torch.int32)]
-    if device.type == "cuda":
-        host = [t.pin_memory() for t in host]
-    return Batch(*(t.to(device, non_blocking=True) for t in host), runs)
+    fast = device.type == "cuda"  # elsewhere a copy that is not waited for may read what was freed meanwhile
+    return Batch(*(t.pin_memory().to(device, non_blocking=True) if fast else t.to(device) for t in host), runs)

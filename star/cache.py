@@ -121,7 +121,7 @@ class Context:
             for shared in self.behind:
                 seen = shared.join(layer, q, scale, seen)
             return seen[0]
-        if plain and whole and (q.dtype.itemsize >= 4 or q.is_cuda):
+        if plain and whole and (q.dtype.itemsize >= 4 or q.device.type != "cpu"):
             return causal_attention(q, k, v, scale)
         prefix = (self.behind[0].keys[layer][0], self.behind[0].values[layer][0]) if self.behind else None
         return attention(q, k, v, self.mask(q, scale, window, slopes), scale, cap, prefix)

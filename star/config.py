@@ -103,7 +103,7 @@ class StarConfig:
                                 "that is 0; 0: greedy accuracy only", low=0, high=10_000)
     # what it runs on
     seed: int = setting(0, "of the draws: problems, samples, adapters, batches", low=0, high=2**63 - 1)
-    device: str = setting("auto", "cpu, cuda, cuda:1, ...; auto: CUDA if there is one")
+    device: str = setting("auto", "cpu, cuda (AMD too), cuda:1, ..., mps; auto: CUDA or else MPS if there is one")
     dtype: str = setting("auto", "of the frozen base", ("auto", "float32", "bfloat16", "float64"))
     slots: int | None = setting(None, "rows sampled at a time (default: what half the free memory holds, at most 512)",
                                 low=1, high=10**6)

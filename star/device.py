@@ -1,6 +1,7 @@
 """What a device is and has: which one to take, in which dtype to compute there, how much memory is free.
 
-Serves whoever allocates (star/cache, star/run). It allocates nothing itself.
+To torch an AMD card is a CUDA device (`torch.version.hip` tells), and an Apple GPU is "mps". We have run neither: each
+has to prove itself first (star/proof). Serves whoever allocates (star/cache, star/run). It allocates nothing itself.
 """
 
 import gc
@@ -9,12 +10,16 @@ from pathlib import Path
 
 import torch
 
+from star import proof
+
 OLDEST = (2, 11)  # of torch
-KNOWN = "give auto, cpu, cuda, or cuda:1 and so on"
+KNOWN = "give auto, cpu, cuda (an AMD card too), cuda:1 and so on, or mps"
+FULL = ("out of memory", "can't allocate memory", "not enough memory", "status_alloc_failed", "invalid buffer size")
+BROKEN = ("CUDA error", "CUDA driver error", "HIP error", "hipBLAS error", "MPS error")
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name, made the current one; "auto" is CUDA if there is one.
+    """The device of that name, made the current one; "auto" is CUDA, else MPS, if there is one.
 
     Raises ValueError for a device that is not there or cannot be used, and for a torch that is too old.
     """
@@ -22,18 +27,25 @@ def choose_device(name: str) -> torch.device:
         least = ".".join(map(str, OLDEST))
         raise ValueError(f"torch is {torch.__version__}, and at least {least} is needed: pip install 'torch>={least}'")
     try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        device = torch.device(_best() if name == "auto" else name)
     except RuntimeError:
         raise ValueError(f"--device is {name!r}, which is no device: {KNOWN}") from None
     if device.type == "cpu":
         return torch.device("cpu")
-    if device.type != "cuda":
+    if device.type not in ("cuda", "mps"):
         raise ValueError(f"--device is {name!r}, which is not supported: {KNOWN}")
     try:
-        return _start(device)
+        device = _start(device) if device.type == "cuda" else _start_mps(device)
+        if (device.type == "mps" or torch.version.hip) and (parts := proof.wrong(device)):
+            raise RuntimeError(f"with torch {torch.__version__} {' and '.join(parts)} are not what a CPU computes")
     except (RuntimeError, AssertionError) as e:  # in use by others only, or of a kind that this torch has no code for
         why = f"{first_line(e)}; --device cpu can"
         raise ValueError(f"--device is {name!r}, which cannot be used here: {why}") from None
+    return device
+
+
+def _best() -> str:
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def _start(device: torch.device) -> torch.device:
@@ -53,10 +65,28 @@ def _start(device: torch.device) -> torch.device:
     return device
 
 
+def _start_mps(device: torch.device) -> torch.device:
+    """An Apple GPU, of which a machine has one; it has computed something."""
+    if not torch.backends.mps.is_available():
+        built = torch.backends.mps.is_built()
+        raise RuntimeError("torch sees no Apple GPU that it can use" if built else "this torch was built without MPS")
+    if device.index:
+        raise RuntimeError("there is one MPS device, mps")
+    device = torch.device("mps", 0)  # as its tensors call it
+    torch.ones(1, device=device).add_(1).item()
+    return device
+
+
 def failure(e: RuntimeError) -> str | None:
-    """What to say of a CUDA device that failed or vanished in the middle of its work; None for any other error."""
-    if isinstance(e, torch.AcceleratorError) or str(e).startswith(("CUDA error", "CUDA driver error")):
-        return f"the device failed ({first_line(e)}): look at it with nvidia-smi"
+    """What to say of a device that failed, vanished in the middle of its work, or lacks an operation; None for any
+    other error."""
+    said = first_line(e)
+    if isinstance(e, NotImplementedError) and "MPS" in said:
+        return f"this torch lacks an operation ({said}): take --device cpu, or set PYTORCH_ENABLE_MPS_FALLBACK=1"
+    if isinstance(e, torch.AcceleratorError) or said.startswith(BROKEN):
+        tool = "rocm-smi" if torch.version.hip else "nvidia-smi"
+        look = f": look at it with {tool}" if torch.cuda.is_available() else ""
+        return f"the device failed ({said}){look}"
     return None
 
 
@@ -64,7 +94,7 @@ def out_of_memory(e: BaseException) -> bool:
     """Did the device, or the CPU's memory, have no room for a tensor?"""
     said = str(e).lower()
     return isinstance(e, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(e, RuntimeError) and ("can't allocate memory" in said or "not enough memory" in said))
+        isinstance(e, RuntimeError) and any(words in said for words in FULL))
 
 
 def let_go(device: torch.device) -> None:
@@ -72,6 +102,16 @@ def let_go(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+
+
+def device_name(device: torch.device) -> str | None:
+    """What its maker calls it; None of a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    known = device.type == "mps" and hasattr(torch.backends.mps, "get_name")  # torch 2.11 may not say
+    return torch.backends.mps.get_name() if known else None
 
 
 def first_line(e: BaseException) -> str:
@@ -84,8 +124,22 @@ def choose_dtype(device: torch.device, stored: torch.dtype) -> torch.dtype:
     Of float16 too: as many bytes, and training in it would need scaled losses; float32 would be twice the memory and,
     without tensor cores, many times the time.
     """
-    fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "mps":
+        fast = torch.backends.mps.is_macos_or_newer(14, 0)
+    else:
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if fast and stored in (torch.bfloat16, torch.float16) else torch.float32
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """The dtype to add up long sums in: Apple's GPUs have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def check_dtype(device: torch.device, dtype: torch.dtype) -> None:
+    """ValueError if the device cannot hold numbers of this dtype."""
+    if device.type == "mps" and dtype == torch.float64:
+        raise ValueError("an Apple GPU (mps) has no float64: take --dtype float32, or --device cpu")
 
 
 def free_memory(device: torch.device) -> int | None:
@@ -93,6 +147,8 @@ def free_memory(device: torch.device) -> int | None:
     if device.type == "cuda":
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + held
+    if device.type == "mps":  # a share of the memory that it has in common with the CPU
+        return max(torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory(), 0)
     if device.type != "cpu":
         return None
     found = []

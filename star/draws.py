@@ -31,12 +31,12 @@ def draw_tokens(logits: Tensor, drawable: int, temperature: float, top_k: int, t
     model's own: temperature 1, untruncated, all ids.
     """
     drawn, logprobs = [], []
-    rows = max(1, SLICE[logits.is_cuda] // logits.shape[1])  # at a time: their scores and noise stay in cache
+    rows = max(1, SLICE[logits.device.type != "cpu"] // logits.shape[1])  # at a time: both stay in cache
     for some, seed, i in zip(*(t.split(rows) for t in (logits, seeds, index)), strict=True):
         scores = some[:, :drawable]
         if temperature >= TINY:
             scores = truncate(scores / temperature, top_k, top_p)
-            if (0 < top_k < drawable or top_p < 1) and not some.is_cuda:  # there the count would be waited for
+            if (0 < top_k < drawable or top_p < 1) and some.device.type == "cpu":  # there the count would be waited for
                 at = row, ids = (scores > float("-inf")).nonzero(as_tuple=True)
                 scores[at] += gumbel(seed[row], i[row], ids)
             else:

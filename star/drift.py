@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from star import lora, prompts
 from star.batch import micro_batches
 from star.decoder import Decoder
+from star.device import widest
 from star.problem import Example, Generation, Problem
 from star.ranks import ONE, Ranks
 from star.tasks import Task
@@ -35,13 +36,14 @@ def drift(model: Decoder, examples: Sequence[Example], ranks: Ranks = ONE) -> di
 @torch.no_grad()
 def measured(model: Decoder, examples: Sequence[Example]) -> tuple[float, float]:
     """Sums over the tokens behind the prompts: (log-probability, entropy of the distribution they are drawn from)."""
-    logprob, entropy = torch.zeros(2, dtype=torch.float64, device=model.device)
+    wide = widest(model.device)
+    logprob, entropy = torch.zeros(2, dtype=wide, device=model.device)
     for batch in micro_batches(examples, 2048 if model.device.type == "cpu" else 8192, model.device):
         pieces = zip(batch.hidden(model).split(LOGITS), batch.targets.split(LOGITS), strict=True)
         for hidden, targets in pieces:
             logp = F.log_softmax(model.logits(hidden), dim=-1)  # (n, V)
-            logprob += logp.gather(1, targets[:, None]).double().sum()
-            entropy += torch.special.entr(logp.exp()).double().sum()  # of 0: 0
+            logprob += logp.gather(1, targets[:, None]).to(wide).sum()
+            entropy += torch.special.entr(logp.exp()).to(wide).sum()  # of 0: 0
     return logprob.item(), entropy.item()
 
 

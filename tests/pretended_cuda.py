@@ -10,6 +10,9 @@ notes each operation by the addresses that it reads and writes, and has no effec
 memory. What a recording made is spoilt after it and after each replay, as another graph of the same pool might do; and
 memory from outside that is gone by then is found.
 
+`pretended(kind="hip")` is an AMD card, on which nothing may be recorded; `pretended(kind="mps")` an Apple GPU, without
+CUDA, float64, pinned memory and copies that nobody waits for. Neither says anything of what such a device computes.
+
 It does not see which kernel runs, speed, streams, the allocator, or a device's rounding: tests/bench/gpu.py does.
 """
 
@@ -24,6 +27,8 @@ import torch._dynamo  # torch's modes import it at first use, and must not do so
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from star import proof
 
 READS = {"tolist", "numpy", "__array__"}  # functions that look at values and are no operation; `item` is one
 FROM_HOST = {"tensor", "as_tensor", "asarray", "new_tensor"}
@@ -88,8 +93,8 @@ def put(t: Tensor, device: torch.device | None) -> Tensor:
 class Pretended:
     """What the pretended driver knows, and what happened on it."""
 
-    def __init__(self, devices: int):
-        self.devices, self.current = devices, 0
+    def __init__(self, devices: int, kind: str):
+        self.devices, self.kind, self.current = devices, kind, 0  # kind: as torch names it
         self.recording: Graph | None = None
         self.made_on: torch.device | None = None  # where a factory at work makes its tensors
         self.waits, self.replays = Counter(), 0
@@ -102,17 +107,17 @@ class Pretended:
         self.waits[what] += 1
 
     def device(self, name) -> torch.device | None:
-        """A device as an argument may name it, with its number, if it is a CUDA device."""
+        """A device as an argument may name it, with its number, if it is one of this kind."""
         try:
             found = torch.device(name) if isinstance(name, str | torch.device) else None
         except RuntimeError:
             return None
-        if found is None or found.type != "cuda":
+        if found is None or found.type != self.kind:
             return None
         index = self.current if found.index is None else found.index
         if index >= self.devices:
             raise torch.AcceleratorError("CUDA error: invalid device ordinal\nFor debugging consider ...")
-        return torch.device("cuda", index)
+        return torch.device(self.kind, index)
 
 
 class Functions(TorchFunctionMode):
@@ -132,6 +137,8 @@ class Functions(TorchFunctionMode):
         if on is not None and name in READS:
             self.cuda.wait(name)
         if name == "pin_memory":
+            if self.cuda.kind == "mps":
+                raise RuleBroken("memory is pinned for an Apple GPU")
             out = args[0].clone()
             out.untyped_storage().pinned = True
             return out
@@ -149,6 +156,8 @@ class Functions(TorchFunctionMode):
         out = func(*args, **kwargs)
         if to == on:
             return out
+        if self.cuda.kind == "mps" and kwargs.get("non_blocking"):
+            raise RuleBroken("Metal reads the source of a copy that nobody waits for when it may be gone")
         pinned = kwargs.get("non_blocking") and getattr(t.untyped_storage(), "pinned", False)
         if self.cuda.recording or not (pinned and on is None):
             self.cuda.wait("copy to the device" if on is None else "copy to the host")
@@ -198,6 +207,8 @@ class Operations(TorchDispatchMode):
         if cuda.recording is not None:
             return cuda.recording.note(func, args, kwargs, device)
         out = func(*args, **kwargs)
+        if cuda.kind == "mps" and any(isinstance(t, Tensor) and t.dtype == torch.float64 for t in leaves(out)):
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support it")
         return out if name == "copy_" else self.mark(out, device)  # a copy may be one to the host
 
     def check(self, name: str, args: tuple, host: list[Tensor]) -> None:
@@ -311,9 +322,9 @@ class Stream:
 
 
 @contextlib.contextmanager
-def pretended(free: int = 80 * 2**30, devices: int = 1) -> Iterator[Pretended]:
-    """torch as if it saw `devices` GPUs with `free` bytes each."""
-    cuda = Pretended(devices)
+def pretended(free: int = 80 * 2**30, devices: int = 1, kind: str = "cuda") -> Iterator[Pretended]:
+    """torch as if it saw `devices` GPUs with `free` bytes each. kind: cuda, hip or mps."""
+    cuda = Pretended(devices, "mps" if kind == "mps" else "cuda")
 
     def set_device(device) -> None:
         found = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
@@ -341,12 +352,22 @@ def pretended(free: int = 80 * 2**30, devices: int = 1) -> Iterator[Pretended]:
         "CUDAGraph": lambda *_: Graph(cuda), "Stream": Stream, "Event": Stream, "current_stream": Stream,
         "stream": lambda _: contextlib.nullcontext(), "is_current_stream_capturing": lambda: cuda.recording is not None,
     }
+    apple = {
+        "cuda.is_available": lambda: False, "mps.empty_cache": nothing,
+        "mps.recommended_max_memory": lambda: free, "mps.current_allocated_memory": lambda: 0,
+        "backends.mps.is_available": lambda: devices > 0, "backends.mps.is_built": lambda: True,
+        "backends.mps.is_macos_or_newer": lambda *_: True, "backends.mps.get_name": lambda: "pretended",
+    }
     with contextlib.ExitStack() as stack:
-        for name, fake in fakes.items():
-            stack.enter_context(mock.patch(f"torch.cuda.{name}", fake))
+        for name, fake in (apple if kind == "mps" else {f"cuda.{name}": fake for name, fake in fakes.items()}).items():
+            stack.enter_context(mock.patch(f"torch.{name}", fake, create=name.endswith("get_name")))
+        stack.enter_context(mock.patch("torch.version.hip", "7.2" if kind == "hip" else None))
         stack.enter_context(mock.patch.dict("kernels.graph.STREAMS", clear=True))
+        proof.wrong.cache_clear()
+        stack.callback(proof.wrong.cache_clear)
         # not by a mode: none is on in the hooks of autograd, nor in other threads
-        for name, of in (("device", lambda on: on), ("is_cuda", bool), ("is_cpu", lambda on: on is None)):
+        for name, of in (("device", lambda on: on), ("is_cuda", lambda on: on.type == "cuda"),
+                         ("is_cpu", lambda on: False)):
             told = getattr(torch._C.TensorBase, name)
             answer = property(lambda t, of=of, told=told: told.__get__(t) if place(t) is None else of(place(t)))
             stack.enter_context(mock.patch.object(torch.Tensor, name, answer, create=True))

@@ -17,6 +17,7 @@ from pretended_cuda import Graph, RuleBroken, pretended
 import train
 from kernels.graph import EAGER, MOST, Graphs
 from star.cache import KVCache
+from star.drift import drift
 from star.finetune import finetune
 from star.problem import Example
 from star.sampler import Sampler
@@ -44,7 +45,8 @@ def drawn(out):
 
 
 def on(device):
-    return pretended() if device == "cuda" else contextlib.nullcontext()
+    """device: cpu, cuda, hip (an AMD card, which torch calls cuda) or mps."""
+    return contextlib.nullcontext() if device == "cpu" else pretended(kind=device)
 
 
 # sampling
@@ -151,16 +153,40 @@ def test_a_whole_run_has_the_metrics_of_a_cpu(tmp_path, own_folder, capsys):
     flags = ["--iterations", "2", "--problems", "16", "--first-steps", "2", "--batch-size", "8", "--slots", "8",
              "--max-new-tokens", "40", "--heldout-problems", "6", "--show", "0", "--digits", "1-2"]
     found = []
-    for device in ("cpu", "cuda"):
+    for device in ("cpu", "cuda", "mps"):
         with on(device) as cuda:
             assert train.main([*flags, "--device", device, "--out", str(tmp_path / device)]) == 0, capsys.readouterr()
         lines = (tmp_path / device / "metrics.jsonl").read_text().splitlines()
         found.append([json.loads(line) for line in lines])
-    assert cuda.replays > 60
-    assert len(cuda.recordings) <= 4, "graphs outlast training, where memory holds both: no size is recorded again"
+        if device == "cuda":
+            assert cuda.replays > 60
+            assert len(cuda.recordings) <= 4, "graphs outlast training, where memory holds both: none is made again"
     losses = [[m.pop("loss") for m in run[1:]] for run in found]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    assert found[0] == found[1]
+    assert losses[1:] == [pytest.approx(losses[0], rel=1e-4)] * 2
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("hip", torch.bfloat16), ("mps", torch.bfloat16), ("hip", torch.float32),
+                                               ("mps", torch.float32)])
+def test_other_makers_cards_draw_and_learn_as_a_cpu(device, dtype):
+    """Nothing is recorded there, and no kernel is called by its name; steps are run one by one."""
+    examples = [Example(tuple(1 + (i + j) % 20 for j in range(6 + 3 * i)), 2 + i % 3) for i in range(8)]
+    found, losses = {}, {}
+    for where in ("cpu", device):
+        with on(where) as there, pytest.MonkeyPatch.context() as patch:
+            if where != "cpu":
+                patch.setattr("kernels.attention.flash", None)
+                patch.setattr("kernels.packed.varlen", None)
+            model = stirred(random_decoder(dtype=dtype, head_dim=8).to(where.replace("hip", "cuda")))
+            asked = {"prefix": (4, 5, 6), "max_new_tokens": NEW, "stop_ids": (3,), **SAMPLING["top k, top p"]}
+            found[where] = drawn(Sampler(model, 4, max_len=40).generate(PROMPTS, **asked))
+            losses[where] = finetune(model, examples, 3, 1e-2, batch_size=6, micro_tokens=60).losses
+            drift(model, examples)
+    assert not there.recordings
+    assert not any("nonzero" in what for what in there.waits)
+    assert found[device] == found["cpu"] or dtype is torch.bfloat16  # which rounds otherwise, in another order
+    steps, off = (3, 1e-5) if dtype is torch.float32 else (1, 1e-2)
+    assert losses[device][:steps] == pytest.approx(losses["cpu"][:steps], rel=off)
 
 
 # graphs

@@ -7,12 +7,26 @@ from conftest import SHIPPED, refused
 from pretended_cuda import Graph, pretended
 
 import checkpoints
+import checkpoints.weights
 import star.run.plan
 import train
 from checkpoints.files import read_json
+from star import proof
 from star.config import StarConfig
-from star.device import choose_device, choose_dtype
+from star.device import (
+    choose_device,
+    choose_dtype,
+    device_name,
+    failure,
+    free_memory,
+    let_go,
+    out_of_memory,
+    widest,
+)
+from star.draws import gumbel, truncate
+from star.run.memory import Lengths, memory
 from star.run.models import outline, recast
+from star.run.others import plan_judge
 
 SMALL = ["--iterations", "1", "--problems", "12", "--first-steps", "1", "--batch-size", "4", "--slots", "4",
          "--max-new-tokens", "40", "--heldout-problems", "4", "--show", "0", "--digits", "1-2"]  # fmt: skip
@@ -20,7 +34,9 @@ SMALL = ["--iterations", "1", "--problems", "12", "--first-steps", "1", "--batch
 
 @pytest.mark.parametrize(("name", "words"), [
     ("abacus", ["is no device", "auto, cpu, cuda"]), ("cuda:x", ["is no device"]), ("", ["is no device"]),
-    ("mps", ["is not supported"]), ("meta", ["is not supported"]), ("xpu:0", ["is not supported"]),
+    ("meta", ["is not supported"]), ("xpu:0", ["is not supported"]),
+    ("hip", ["is not supported: give auto, cpu, cuda (an AMD card too)"]), ("rocm", ["is no device", "an AMD card"]),
+    ("mps", ["this torch was built without MPS"]),
     ("cuda:2", ["cannot be used here: torch sees 2 CUDA devices, the last is cuda:1", "--device cpu can"]),
 ])
 def test_devices_that_are_not_there(name, words):
@@ -48,6 +64,54 @@ def test_a_device_that_is_there_becomes_the_current_one(monkeypatch):
     with pretended(devices=0):
         assert choose_device("auto") == torch.device("cpu")
     assert choose_device("cpu") == choose_device("cpu:0") == torch.device("cpu")
+
+
+def test_an_apple_gpu_is_taken_where_there_is_no_cuda(monkeypatch):
+    with pretended(kind="mps"):
+        assert choose_device("auto") == choose_device("mps") == choose_device("mps:0") == torch.device("mps", 0)
+        assert choose_device("cpu") == torch.device("cpu")
+        refused(choose_device, "mps:1", words=("there is one MPS device, mps;", "--device cpu can"))
+        refused(choose_device, "cuda", words=("'cuda', which cannot be used here: ", "--device cpu can"))
+    with pretended(kind="mps", devices=0):
+        assert choose_device("auto") == torch.device("cpu")
+        refused(choose_device, "mps", words=("torch sees no Apple GPU that it can use; --device cpu can",))
+
+
+@pytest.mark.parametrize("kind", ["hip", "mps"])
+@pytest.mark.parametrize("part", proof.PARTS)
+def test_a_device_of_a_kind_that_we_have_not_proves_itself(kind, part, monkeypatch):
+    """It is refused for any part that it computes otherwise; NVIDIA's are measured by tests/bench/gpu.py instead."""
+    def spoilt(device, right=proof.PARTS[part]):
+        yield from (t if device.type == "cpu" else t + (torch.arange(t.numel(), device=t.device).view(t.shape) == 1)
+                    for t in right(device))
+
+    with pretended(kind=kind):
+        assert choose_device("auto").type == ("cuda" if kind == "hip" else "mps")
+        proof.wrong.cache_clear()
+        monkeypatch.setitem(proof.PARTS, part, spoilt)
+        refused(choose_device, "auto", words=(f"with torch {torch.__version__} {part} ", "what a CPU computes; --dev"))
+    with pretended():
+        choose_device("cuda")
+
+
+def test_what_a_device_lacks_is_said(monkeypatch):
+    def lacks(device):
+        raise NotImplementedError("The operator 'aten::foo' is not currently implemented for the MPS device. If")
+
+    with pretended(kind="mps"):
+        monkeypatch.setitem(proof.PARTS, "a draw", lacks)
+        refused(choose_device, "mps", words=("aten::foo", "--device cpu can"))
+
+
+def test_no_draw_of_the_proof_is_a_near_tie():
+    """Another order of additions must not fail a device: winners lead by a margin, and so do cuts by top-p."""
+    logits, seeds = proof.LOGITS, torch.arange(6)[:, None]
+    noise = gumbel(seeds, torch.full((6, 1), 3), torch.arange(290))
+    for kept in (truncate(logits[:, :290] / 0.7, k, p) for k, p in ((0, 1.0), (20, 1.0), (20, 0.8))):
+        best, second = (kept + noise).topk(2).values.unbind(1)
+        assert (best - second).min() > 1e-2
+    share = truncate(logits[:, :290] / 0.7, 20, 1.0).sort(descending=True).values.softmax(-1)
+    assert (share.cumsum(-1) - share - 0.8).abs().min() > 1e-4
 
 
 @pytest.mark.parametrize("says", ["CUDA error: CUDA-capable device(s) is/are busy or unavailable\nmore",
@@ -80,6 +144,100 @@ def test_dtypes(has, stored, computed, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: has)
         assert choose_dtype(torch.device("cuda:0"), stored) == computed
     assert choose_dtype(torch.device("cpu"), stored) == torch.float32
+
+
+def test_what_an_apple_gpu_computes_in(monkeypatch):
+    mps = torch.device("mps", 0)
+    with pretended(kind="mps"):
+        for new in (True, False):  # bfloat16 came with macOS 14
+            monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda *version, new=new: new)
+            assert choose_dtype(mps, torch.float16) == (torch.bfloat16 if new else torch.float32)
+            assert choose_dtype(mps, torch.float64) == torch.float32
+        words = ("an Apple GPU (mps) has no float64: take --dtype float32, or --device cpu",)
+        refused(star.run.plan.make_plan, StarConfig(device="mps", dtype="float64"), {}, words=words)
+        refused(checkpoints.load_model, SHIPPED, mps, "float64", words=words)
+        judge = checkpoints.SHIPPED.parent / "tiny-judge"
+        refused(plan_judge, judge, StarConfig(reward=str(judge), dtype="float64"), mps, words=words)
+    assert (widest(mps), widest(torch.device("cpu"))) == (torch.float32, torch.float64)
+
+
+def test_free_memory_is_asked_of_each_kind(monkeypatch):
+    with pretended(free=5000, kind="mps"):
+        monkeypatch.setattr(torch.mps, "current_allocated_memory", lambda: 2000)
+        assert free_memory(torch.device("mps", 0)) == 3000
+        monkeypatch.setattr(torch.mps, "current_allocated_memory", lambda: 9000)  # may be more than Apple recommends
+        assert free_memory(torch.device("mps", 0)) == 0
+        assert device_name(torch.device("mps", 0)) == "pretended"
+    for kind in ("cuda", "hip"):
+        with pretended(free=5000, kind=kind):
+            monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 700)
+            assert free_memory(torch.device("cuda", 0)) == 5700
+    assert device_name(torch.device("cpu")) is None
+
+
+def test_emptied_caches_are_those_of_the_device(monkeypatch):
+    freed = []
+    for kind in ("cuda", "hip", "mps"):
+        with pretended(kind=kind):
+            of = torch.mps if kind == "mps" else torch.cuda
+            monkeypatch.setattr(of, "empty_cache", lambda kind=kind: freed.append(kind))
+            let_go(choose_device("auto"))
+    let_go(torch.device("cpu"))
+    assert freed == ["cuda", "hip", "mps"]
+
+
+@pytest.mark.parametrize(("error", "full"), [
+    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True), (MemoryError(), True),
+    (torch.OutOfMemoryError("HIP out of memory. Tried to allocate 2 GiB"), True),
+    (RuntimeError("MPS backend out of memory (MPS allocated: 9.06 GiB, other allocations: 1 GiB)"), True),
+    (RuntimeError("Invalid buffer size: 19.38 GiB"), True),
+    (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), True),
+    (torch.AcceleratorError("CUDA error: out of memory\nCompile with"), True),
+    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+    (RuntimeError("CUDA error: HIPBLAS_STATUS_ALLOC_FAILED when calling `hipblasCreate(handle)`"), True),
+    (RuntimeError("The size of tensor a (3) must match"), False), (ValueError("out of memory"), False)])
+def test_memory_that_runs_out_has_many_words(error, full):
+    assert out_of_memory(error) == full
+
+
+@pytest.mark.parametrize(("kind", "error", "says"), [
+    ("cuda", torch.AcceleratorError("CUDA error: unspecified launch failure\nCompile"),
+     "the device failed (CUDA error: unspecified launch failure): look at it with nvidia-smi"),
+    ("hip", torch.AcceleratorError("HIP error: invalid device function\nHIP kernel errors might be"),
+     "the device failed (HIP error: invalid device function): look at it with rocm-smi"),
+    ("hip", RuntimeError("HIP error: the operation cannot be performed"), "the device failed (HIP error: the operation "
+     "cannot be performed): look at it with rocm-smi"),
+    ("mps", torch.AcceleratorError("index 9 is out of bounds"), "the device failed (index 9 is out of bounds)"),
+    ("mps", NotImplementedError("The operator 'aten::foo' is not currently implemented for the MPS device."),
+     "this torch lacks an operation (The operator 'aten::foo' is not currently implemented for the MPS device.): take "
+     "--device cpu, or set PYTORCH_ENABLE_MPS_FALLBACK=1"),
+    ("mps", NotImplementedError("a method"), None), ("cuda", RuntimeError("shapes"), None)])
+def test_what_is_said_of_a_device_that_failed(kind, error, says):
+    with pretended(kind=kind):
+        assert failure(error) == says
+
+
+def test_one_thread_reads_weights_onto_an_apple_gpu(monkeypatch):
+    threads = []
+    pool = checkpoints.weights.ThreadPoolExecutor
+    monkeypatch.setattr(checkpoints.weights, "ThreadPoolExecutor", lambda n: threads.append(n) or pool(n))
+    for kind in ("mps", "cuda"):
+        with pretended(kind=kind):
+            assert checkpoints.load_model(SHIPPED, choose_device("auto")).device.type == kind
+    assert threads[0] == 1 < threads[1]
+
+
+def test_scores_are_counted_where_attention_has_no_kernel():
+    """On an Apple GPU and on an AMD card, which may have one, training holds them all."""
+    model = checkpoints.outline(SHIPPED, "bfloat16")
+    config, found = StarConfig(batch_size=8, micro_tokens=1024, slots=8), {}
+    for kind in ("cuda", "hip", "mps"):
+        with pretended(kind=kind):
+            found[kind] = memory(model, config, Lengths(500, 100), 500, 8, choose_device("auto"))
+    scores = (2 + 4) * model.config.n_heads * model.config.n_layers * 1024 * 1000  # in both dtypes
+    assert found["hip"] == found["mps"]
+    assert 0.8 * scores < found["mps"].training - found["cuda"].training < scores
+    assert found["mps"].sampling > found["cuda"].sampling
 
 
 def test_a_float16_checkpoint_on_a_gpu_is_told(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 
 LAYERS = [
-    {"kernels", "star.problem", "star.config", "star.draws", "star.text", "star.device", "star.ranks"},
+    {"kernels", "star.problem", "star.config", "star.draws", "star.text", "star.device", "star.proof", "star.ranks"},
     {"star.decoder", "star.positions", "star.cache", "star.lora", "star.tasks"},
     {"star.sampler", "star.schedule", "star.batch", "star.prompts", "star.reward", "checkpoints"},
     {"star.rollout", "star.finetune", "star.evaluate", "star.select", "star.judge", "star.best_of",

@@ -168,7 +168,7 @@ def flags(argv: list[str]):
     parser.add_argument("--max-tokens", type=int, help="longest row [the base's context]")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto",
                         help="of the base, and of the folder written; the head is float32 [auto]")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, ... [auto]")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, mps, ... [auto]")
     args = parser.parse_args(argv)
     for name, least in (("steps", 1), ("batch_size", 1), ("rank", 0), ("max_tokens", 1)):
         if getattr(args, name) is not None and getattr(args, name) < least:

@@ -18,6 +18,7 @@ from checkpoints import SHIPPED
 from checkpoints.files import TensorFile
 from star.config import StarConfig, several
 from star.decoder import Decoder
+from star.device import device_name
 from star.tasks import is_file
 
 READ = (".safetensors", ".json", ".jsonl", ".model", ".jinja", ".txt", ".csv", ".tsv", ".parquet", ".gz")  # of a folder
@@ -85,10 +86,9 @@ def facts(model: Decoder, slots: int, ranks: int = 1) -> dict:
         commit = git.stdout.strip() or None
     except FileNotFoundError:  # no git on this machine
         commit = None
-    cuda = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else None
     return {
         "command": sys.argv, "python": sys.version.split()[0], "torch": torch.__version__,
-        "git_commit": commit, "device": str(model.device), "device_name": cuda,
+        "git_commit": commit, "device": str(model.device), "device_name": device_name(model.device),
         "dtype": str(model.dtype).removeprefix("torch."), "slots": slots, "threads": torch.get_num_threads(),
         "ranks": ranks,
     }

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
+from kernels import nvidia
 from kernels.cross_entropy import most_rows
 from star.cache import MOST_SLOTS, KVCache, keys_can_be_shared
 from star.config import StarConfig
@@ -66,6 +67,7 @@ def memory(model: Decoder, config: StarConfig, lengths: Lengths, max_new: int, r
     """What a run on this outline of a model needs. max_new: tokens of a rationale. rows: the most a phase samples."""
     weights, c = sum(t.nbytes for _, t in model.tensors()), model.config
     cpu, free = device.type == "cpu", free_memory(device)
+    scores = not cpu and not nvidia(device)  # of attention are held: there is a kernel on some of AMD's at most
     token = KVCache.bytes_a_token(c, model.dtype)
     row = (lengths.question + max_new) * token
     half = max(free - weights, 0) // 2 if free is not None else MOST_SLOTS * row  # as the sampler chooses
@@ -83,19 +85,20 @@ def memory(model: Decoder, config: StarConfig, lengths: Lengths, max_new: int, r
         weights=weights,
         adapters=adapters,
         copy=copy if merges else 0,
-        sampling=cache + passing(model, config, lengths, slots, cpu),
-        training=training(model, config, lengths, max_new, cpu),
+        sampling=cache + passing(model, config, lengths, slots, cpu, scores),
+        training=training(model, config, lengths, max_new, cpu, scores),
         slots=slots,
     )
 
 
-def passing(model: Decoder, config: StarConfig, lengths: Lengths, slots: int, cpu: bool) -> int:
+def passing(model: Decoder, config: StarConfig, lengths: Lengths, slots: int, cpu: bool, scores: bool = False
+            ) -> int:
     """Bytes that sampling needs besides the cache, for a moment: a layer of a prefill, or logits and their noise."""
     c = model.config
     size, windows = model.dtype.itemsize, c.windows or [None]
     dense, scored = (4 * c.d_ff + 4 * c.d_model) * size, c.n_heads * (3 * size + 4)  # a token; a score, with copies
-    alone = any(keeps_scores(c, model.dtype, lengths.examples or lengths.question, cpu, w) for w in windows)
-    behind = lengths.examples > 0 and (not keys_can_be_shared(c, lengths.whole) or not (cpu or size == 2))
+    alone = scores or any(keeps_scores(c, model.dtype, lengths.examples or lengths.question, cpu, w) for w in windows)
+    behind = lengths.examples > 0 and (not keys_can_be_shared(c, lengths.whole) or scores or not (cpu or size == 2))
     questions = min(PREFILL_TOKENS, slots * lengths.question)
     prefill = max(questions * (dense + scored * lengths.whole * (behind if lengths.examples else alone)),
                   lengths.examples * (dense + scored * lengths.examples * alone))
@@ -105,23 +108,26 @@ def passing(model: Decoder, config: StarConfig, lengths: Lengths, slots: int, cp
     return max(prefill, step) + (0 if cpu else step)  # a GPU's graphs hold what they need beside what is held at ease
 
 
-def training(model: Decoder, config: StarConfig, lengths: Lengths, max_new: int, cpu: bool) -> int:
+def training(model: Decoder, config: StarConfig, lengths: Lengths, max_new: int, cpu: bool, scores: bool = False
+             ) -> int:
     """Bytes that a step needs: what is kept of the tokens in work for the backward pass, and a chunk of logits."""
     sequence = lengths.question + max_new + (lengths.examples if config.few_shot_train else 0)
     micro = max(config.micro_tokens or (1024 if cpu else 8192), sequence)
     workers = torch.get_num_threads() if cpu else 1  # a CPU works on several micro-batches side by side
     tokens = min(workers * micro, config.batch_size * sequence)
     logits = 3 * 4 * model.config.vocab * min(workers * most_rows(model.config.vocab, cpu), tokens)
-    return tokens * kept_bytes(model.config, model.dtype, config.recompute, sequence, cpu) + logits
+    return tokens * kept_bytes(model.config, model.dtype, config.recompute, sequence, cpu, scores) + logits
 
 
-def kept_bytes(c: DecoderConfig, dtype: torch.dtype, recompute: bool, length: int, cpu: bool) -> int:
+def kept_bytes(c: DecoderConfig, dtype: torch.dtype, recompute: bool, length: int, cpu: bool, scored: bool = False
+               ) -> int:
     """Bytes that training keeps of one token for the backward pass; with recompute, block inputs and one whole block.
 
-    length: of its sequence, which matters where attention has no kernel and keeps its scores (star/cache). The counts
-    are of numbers that autograd was seen to save (tests/test_memory.py counts again), adapters' own products left out;
-    with a single key head it saves up to a tenth more. (A trial step on torch's "meta" device would need no formula,
-    but has no attention kernel: in float32 it counts scores that no real device keeps.)
+    length: of its sequence, which matters where attention has no kernel and keeps its scores (star/cache); scored: as
+    on this device it never has. The counts are of numbers that autograd was seen to save (tests/test_memory.py counts
+    again), adapters' own products left out; with a single key head it saves up to a tenth more. (A trial step on
+    torch's "meta" device would need no formula, but has no attention kernel: in float32 it counts scores that no real
+    device keeps.)
     """
     size, wide = dtype.itemsize, max(dtype.itemsize, 4)  # norms and softmax work in float32 at least
     q, kv = c.n_heads * c.head_dim, c.n_kv * c.head_dim
@@ -135,7 +141,8 @@ def kept_bytes(c: DecoderConfig, dtype: torch.dtype, recompute: bool, length: in
     scores = c.n_heads * length * (wide + (size if wide > size else 0) + (size if c.attn_cap else 0))
     packed = c.n_heads * wide + ((q + 2 * kv) * size if c.qk_norm else 0)  # log-sum-exp; norms read the heads
     packed += 0 if cpu or wide > size else (2 * q + kv) * size  # a GPU takes float32 run by run (kernels/packed)
-    blocks = [block + 2 * (q + kv) * size + (scores if keeps_scores(c, dtype, length, cpu, window) else packed)
+    blocks = [block + 2 * (q + kv) * size
+              + (scores if scored or keeps_scores(c, dtype, length, cpu, window) else packed)
               for window in c.windows or [None] * c.n_layers]
     ends = c.d_model * (wide + size) + (q + 2 * c.head_dim) * size  # last norm, its gradient, rows read, rope's tables
     return ends + (c.n_layers * c.d_model * size + max(blocks) if recompute else sum(blocks))

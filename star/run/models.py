@@ -13,7 +13,7 @@ from checkpoints.special import no_end
 from star import prompts
 from star.config import StarConfig
 from star.decoder import Decoder
-from star.device import choose_dtype, free_memory
+from star.device import check_dtype, choose_dtype, free_memory
 from star.problem import Problem
 from star.run.memory import Lengths, size
 from star.tasks import Task
@@ -24,10 +24,12 @@ JOIN = 16  # tokens that few-shot text and question may have more as one text th
 
 def outline(folder: Path, config: StarConfig, device: torch.device) -> Decoder:
     """The base model's shapes in the dtype that it will have on the device."""
-    if config.dtype != "auto":
-        return checkpoints.outline(folder, config.dtype)
-    model = checkpoints.outline(folder)
-    return model.to(choose_dtype(device, model.dtype))
+    if config.dtype == "auto":
+        model = checkpoints.outline(folder)
+        return model.to(choose_dtype(device, model.dtype))
+    model = checkpoints.outline(folder, config.dtype)
+    check_dtype(device, model.dtype)
+    return model
 
 
 def recast(folder: Path, config: StarConfig, model: Decoder) -> list[str]:

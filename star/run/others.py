@@ -16,7 +16,7 @@ from checkpoints.chat import has_chat
 from star import prompts
 from star.config import StarConfig, several
 from star.decoder import Decoder
-from star.device import choose_dtype
+from star.device import check_dtype, choose_dtype
 from star.pool import Model, Pool, judge_pair
 from star.problem import STUDENT, Candidate
 from star.reward import Judge, Likelihood, RewardModel, choose_weights
@@ -125,6 +125,7 @@ def plan_judge(folder: Path, config: StarConfig, device: torch.device) -> Judge:
         scorer = checkpoints.outline_reward_model(folder, None if config.dtype == "auto" else config.dtype)
         if config.dtype == "auto":
             scorer.model.to(choose_dtype(device, scorer.model.dtype))
+        check_dtype(device, scorer.model.dtype)
         own = scorer.format or ("steerlm" if len(scorer.labels) == 9 else None)
     form = config.reward_format
     if form == "auto":

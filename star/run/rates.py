@@ -23,6 +23,7 @@ from torch import Tensor
 
 from star.cache import KVCache
 from star.decoder import Decoder, Linear
+from star.device import let_go
 from star.sampler import Sampler
 
 SIZES = (512, 1024, 2048, 4096, 8192)  # of a square matrix: the first whose product takes LONG, or the last
@@ -50,8 +51,9 @@ def measured(device: torch.device, dtype: torch.dtype) -> Rates | None:
     began = time.perf_counter()
     try:
         matmul, copy = matmul_rate(device, dtype), copy_rate(device)
-        if device.type == "cuda":  # the run's memory is not what measuring took
-            torch.cuda.empty_cache()
+        if device.type != "cpu":  # the run's memory is not what measuring took
+            let_go(device)
+        if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
     except (RuntimeError, TypeError):  # out of memory, or no such product in this dtype there
         return None
