@@ -1,4 +1,7 @@
-"""What several tests need: tiny random decoders, the model that ships, and lines that the summary prints."""
+"""What several tests need: tiny random decoders, the model that ships, and lines that the summary prints.
+
+The whole suite runs in two processes where pytest-xdist is there; some files, or `-n 0`, run in one.
+"""
 
 import gc
 import os
@@ -124,6 +127,27 @@ def arithmetic():
 def report() -> Callable[[str], None]:
     """Say a line in the summary: measurements that are no pass or fail."""
     return REPORT.append
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """Two processes of one thread each take half the time; who names files or tests, or wants a debugger, gets one."""
+    here, o = config.pluginmanager.hasplugin("xdist") and not hasattr(config, "workerinput"), config.option
+    whole = all(map(os.path.isdir, config.args)) and not (o.keyword or o.usepdb or o.collectonly)
+    if here and whole and o.numprocesses is None and o.dist == "no":
+        o.numprocesses, o.dist = 2, "worksteal"
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes inherit it, and what they start
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["report"] = REPORT
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """One of the processes has ended: what it has to say belongs into the summary."""
+    REPORT.extend(getattr(node, "workeroutput", {}).get("report", ()))
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -804,21 +804,21 @@ def test_large_files_take_no_minutes(tmp_path):
     rows = [{"question": f"{i} " + "word " * 150, "answer": i} for i in range(8_000)]
     for name, value in (("a.jsonl", rows), ("a.csv", table(rows=rows))):
         file = write(tmp_path / name, value)
-        began = time.perf_counter()
+        began = time.process_time()
         assert len(files.read_records(file)) == 8_000
-        assert time.perf_counter() - began < 5
-    began = time.perf_counter()
+        assert time.process_time() - began < 5
+    began = time.process_time()
     refused(files.read_records, write(tmp_path / "b.csv", 'q,a\n"' + "x,y\n" * 10**5), words=("line 2: its quotes",))
     refused(files.read_records, write(tmp_path / "c.json", '{"a": ' + "[" * 100_000), words=("is not JSON",))
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_what_is_shown_of_a_value_is_short():
-    began = time.perf_counter()
+    began = time.process_time()
     assert records.shown("x" * 10**7) == '"' + "x" * 59
     assert records.shown([["y" * 10**6] * 100] * 100)[:5] == '[["yy'
     assert len(records.shown([["y" * 10**6] * 100] * 100)) == 60
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
 
 
 def test_floats_of_parquet_are_as_they_were_written(tmp_path):

@@ -100,14 +100,14 @@ def test_which_expression_a_text_arrives_at(text, found):
 
 
 def test_hostile_expressions_take_no_time():
-    began = time.perf_counter()
+    began = time.process_time()
     for piece in ("1+", "(", "((1)", "9^9^", "9**", "-", "\\frac", "\\frac{", "1,234,", "x", "=", "= 1 ",
                   "1 equals ", "*", "`", "0.", ".0", "\\left(", "which is equal to "):
         for text in (piece * (300 // len(piece)), piece * 10**4, f"The answer is {piece * 10**4}",
                      f"#### {piece * 60}1"):
             assert evaluate(text) is None or len(text) <= 300
             expression(text)
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize("rest", [
@@ -184,10 +184,10 @@ def test_a_set_reads_whole_lists_in_any_order():
 
 
 def test_hostile_lists_take_no_time():
-    began = time.perf_counter()
+    began = time.process_time()
     for piece in (", ", "a, ", "and ", " and", "\n- ", ":\n- ", ";", "1,234,", "{", "\\{", "(", "a and ", ":\n\n1. "):
         for text in (piece * 10**4, f"The answer is {piece * 10**4}", f"The answer is:\n{piece * 10**4}",
         f"#### {piece}a"):
             members(text)
             one_set(text)
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
