@@ -19,7 +19,8 @@ BROKEN = ("CUDA error", "CUDA driver error", "HIP error", "hipBLAS error", "MPS 
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name, made the current one; "auto" is CUDA, else MPS, if there is one.
+    """The device of that name, made the current one; "auto" is CUDA, else MPS, if there is one. Of several ranks each
+    takes the CUDA device of its number on the host.
 
     Raises ValueError for a device that is not there or cannot be used, and for a torch that is too old.
     """
@@ -50,13 +51,16 @@ def _best() -> str:
 
 def _start(device: torch.device) -> torch.device:
     """A CUDA device with its number, current from now on; it has computed something."""
-    n = torch.cuda.device_count()
-    index = device.index or 0
+    n, (rank, ranks) = torch.cuda.device_count(), local_ranks()
+    index = rank if device.index is None else device.index
     if n == 0:
         built = torch.version.cuda or torch.version.hip
         raise RuntimeError("torch sees no CUDA device" if built else "this torch was built without CUDA")
+    if ranks > 1 and device.index is not None:
+        raise RuntimeError(f"it is one device, for {ranks} ranks of this host: give cuda, and each takes its own")
     if index >= n:
-        raise RuntimeError(f"torch sees {n} CUDA device{'s' * (n > 1)}, the last is cuda:{n - 1}")
+        many = f", and {ranks} ranks of this host want one each: lower --nproc-per-node" if ranks > 1 else ""
+        raise RuntimeError(f"torch sees {n} CUDA device{'s' * (n > 1)}, the last is cuda:{n - 1}{many}")
     device = torch.device("cuda", index)
     torch.cuda.set_device(device)
     # cuDNN's attention plans each new shape for a second, and comes first on an H100; training has new ones all along
@@ -75,6 +79,11 @@ def _start_mps(device: torch.device) -> torch.device:
     device = torch.device("mps", 0)  # as its tensors call it
     torch.ones(1, device=device).add_(1).item()
     return device
+
+
+def local_ranks() -> tuple[int, int]:
+    """(number of this process among the ranks of its host, how many these are), as torchrun says."""
+    return tuple(int(os.environ.get(name) or n) for name, n in (("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)))
 
 
 def failure(e: RuntimeError) -> str | None:
@@ -163,4 +172,4 @@ def free_memory(device: torch.device) -> int | None:
         used = int((group / "memory.current").read_text())
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         found.append(int(limit.read_text()) - used + int(stat["inactive_file"]))  # file pages give way
-    return min(found, default=None)
+    return min(found) // local_ranks()[1] if found else None  # ranks of a host have it together

@@ -60,6 +60,7 @@ class Ranks:
     @torch.no_grad()
     def _together(self, tensors: Sequence[Tensor], call) -> None:
         flat = torch.cat([t.reshape(-1) for t in tensors])  # one message for all
+        flat = flat.cpu() if flat.device.type == "mps" else flat  # which no backend of torch's knows
         with all_there():
             call(flat)
         for t, values in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):

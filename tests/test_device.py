@@ -53,6 +53,21 @@ def test_why_there_is_no_cuda(devices, built, words, monkeypatch):
         refused(choose_device, "cuda:1" if devices else "cuda", words=(words,))
 
 
+def test_ranks_of_a_host_take_a_device_each(monkeypatch):
+    """And a share of the host's memory, if that is all they have."""
+    alone = free_memory(torch.device("cpu"))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert free_memory(torch.device("cpu")) == pytest.approx(alone / 3, rel=0.1)
+    with pretended(devices=2):
+        for rank, name in (("0", "auto"), ("1", "cuda"), ("1", "auto")):
+            monkeypatch.setenv("LOCAL_RANK", rank)
+            assert choose_device(name) == torch.device("cuda", int(rank))
+        refused(choose_device, "cuda:1", words=("it is one device, for 3 ranks of this host: give cuda",))
+        monkeypatch.setenv("LOCAL_RANK", "2")
+        refused(choose_device, "cuda", words=("torch sees 2 CUDA devices, the last is cuda:1, and 3 ranks of this host "
+                                              "want one each: lower --nproc-per-node",))
+
+
 def test_a_device_that_is_there_becomes_the_current_one(monkeypatch):
     said = []
     monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", said.append)

@@ -32,7 +32,7 @@ from star.finetune import FinetuneStats
 from star.loop import State, Training
 from star.lora import trainable
 from star.problem import Generation
-from star.ranks import ONE, Ranks, all_there
+from star.ranks import ONE, Ranks
 from star.run.inputs import inputs
 from star.run.signals import stop
 
@@ -73,9 +73,8 @@ def together() -> Iterator[tuple[Ranks, "Watch"]]:
                 quiet.enter_context(contextlib.redirect_stdout(quiet.enter_context(open(os.devnull, "w"))))
             yield Ranks(rank, size), watch
         watch.say("")
-        with all_there():
-            dist.barrier()
-            dist.destroy_process_group()
+        Ranks(rank, size).gather(None)  # nobody goes before all are done
+        dist.destroy_process_group()
     except (KeyboardInterrupt, RuntimeError, MemoryError, ValueError, OSError, ImportError) as e:
         stopped, gone = stop(e), watch.why(e)
         watch.say(first_line(e) if not stopped else f"signal {stopped.number}", because=gone)
