@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from checkpoints.families import Layout
 from checkpoints.files import TensorFile, read_json, write_json, write_tensors
+from checkpoints.layout import Layout
 from checkpoints.patterns import check
 from star import lora
 from star.decoder import Decoder

@@ -6,93 +6,14 @@ family needs and this file lacks is refused by name, never ignored.
 """
 
 import re
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import fields, replace
 
-import torch
-from torch import Tensor
-
-from checkpoints.keys import count, finite, need, switch
+from checkpoints.baseline import Mapped, act, baseline, windows
+from checkpoints.keys import count, finite, need
+from checkpoints.layout import Layout
+from checkpoints.ropes import check_factors, read_rope, rope_keys, share_turned, turned
 from star.decoder import DecoderConfig
-from star.positions import ROPE_KINDS, Rope
-
-LLAMA_NAMES = {"attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
-ROPE_NUMBERS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings", "beta_fast",
-                "beta_slow", "mscale", "mscale_all_dim", "attention_factor", "llama_4_scaling_beta")
-ACTS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "relu": "relu", "relu2": "relu2", "gelu_new": "gelu_tanh",
-        "gelu_pytorch_tanh": "gelu_tanh"}
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a family's files name and order what the decoder holds."""
-
-    names: dict[str, str]  # the decoder's word -> the file's word
-    roots: tuple[str, ...] = ("model.",)  # what may stand before all names but the head's; the first is what does
-    module_root: str = ""  # what stands there in the reference's memory, and in adapters, where it differs
-    ignored: str = r"\.rotary_emb\.inv_freq$"  # tensors that no text model needs
-    heads: tuple[int, ...] = ()  # fused qkv: block i of head_dim rows here is block heads[i] in the file; (): as it is
-    head_dim: int = 0
-
-    def name(self, canonical: str) -> str:
-        """The decoder's name -> the file's: layers.3.attn_norm.weight -> model.layers.3.input_layernorm.weight."""
-        words = ".".join(self.names.get(word, word) for word in canonical.split("."))
-        if canonical.startswith("lm_head"):
-            return "language_model." * self.roots[0].startswith("language_model.") + words
-        return self.roots[0] + words
-
-    def renamed(self, names: dict[str, str]) -> "Layout":
-        return replace(self, names=self.names | names)
-
-    def rooted(self, tensors: Collection[str]) -> "Layout":
-        """This layout with the root that these names have."""
-        def absent(root: str) -> bool:
-            return replace(self, roots=(root,)).name("embed_tokens.weight") not in tensors
-
-        return replace(self, roots=tuple(sorted(self.roots, key=absent)))
-
-    def order(self, canonical: str) -> Tensor | None:
-        """(rows,) int64: row i of this tensor is the file's row order[i]. None: the rows stand as they are.
-
-        heads (0, 2, 1) with head_dim 2: rows 0 1 4 5 2 3.
-        """
-        if not self.heads or "qkv_proj" not in canonical:
-            return None
-        blocks = torch.tensor(self.heads)[:, None] * self.head_dim
-        return (blocks + torch.arange(self.head_dim)).flatten()
-
-    def rows_for_file(self, canonical: str, rows: Tensor) -> Tensor:
-        """The rows of this tensor, or of its adapter's B, in the file's order."""
-        order = self.order(canonical)
-        return rows if order is None else rows[torch.argsort(order)]
-
-    def module_names(self, part: str) -> list[str]:
-        """A module's possible paths in adapters: layers.0.self_attn.q_proj -> model.layers.0.self_attn.q_proj, ...
-
-        The first is that in the reference's memory, which PEFT writes. It changed between versions for some families.
-        """
-        tail = self.name(part).removeprefix(self.roots[0])
-        return [root + tail for root in (self.module_root, *self.roots) if root]
-
-
-Mapped = tuple[DecoderConfig, Layout]  # what a config.json means, and how the files beside it are laid out
-
-
-def baseline(c: dict) -> Mapped:
-    """What the families have in common, by Llama's keys and names. Each family's function changes what differs."""
-    if c.get("use_bidirectional_attention"):
-        raise ValueError("use_bidirectional_attention is set: this is an encoder for embeddings, not a language model")
-    heads, width = count(c, "num_attention_heads"), count(c, "hidden_size")
-    kv = count(c, "num_key_value_heads", heads)
-    if heads % kv or (width % heads and not c.get("head_dim")):
-        raise ValueError(f"config.json has {heads} heads, {kv} key heads and hidden_size {width}: they do not divide")
-    config = DecoderConfig(
-        vocab=count(c, "vocab_size"), d_model=width, n_layers=count(c, "num_hidden_layers"), n_heads=heads, n_kv=kv,
-        head_dim=count(c, "head_dim", width // heads), d_ff=count(c, "intermediate_size"),
-        act=act(c, "hidden_act", "silu"), norm_eps=c.get("rms_norm_eps", 1e-6),
-        max_pos=count(c, "max_position_embeddings", 2048), tied=switch(c, "tie_word_embeddings"),
-        ropes=(read_rope(c, {"rope_theta": c.get("rope_theta"), **rope_keys(c)}),))
-    return config, Layout(LLAMA_NAMES)
 
 
 def llama(c: dict) -> Mapped:
@@ -186,14 +107,31 @@ def gemma3(c: dict) -> Mapped:
     pattern = windows(c, config.n_layers, lambda i: (i + 1) % each != 0)
     config = replace(config, attn_cap=0.0, qk_norm=True, windows=pattern, ropes=(*config.ropes, read_rope(c, local)),
                      rope_of=tuple(0 if w is None else 1 for w in pattern))
-    return config, replace(layout, roots=("model.", "language_model.model.", "model.language_model."),
-                           ignored=layout.ignored + r"|^(model\.)?(vision_tower|multi_modal_projector)\.")
+    return config, layout.beside_a_tower()
 
 
 def gemma3_with_vision(c: dict) -> Mapped:
-    """Only the text model is read: its keys are nested, but for the one that ties its head."""
-    config, layout = gemma3(c | {k: v for k, v in need(c, "text_config").items() if k != "tie_word_embeddings"})
+    return text_of(c, gemma3)
+
+
+def text_of(c: dict, family: Callable[[dict], Mapped]) -> Mapped:
+    """The text model of one that sees too. It alone is read: its keys are nested, but for the one that ties its head.
+    """
+    config, layout = family(c | {k: v for k, v in need(c, "text_config").items() if k != "tie_word_embeddings"})
     return config, replace(layout, module_root="model.language_model.")
+
+
+def mistral3(c: dict) -> Mapped:
+    """Mistral Small 3.1 and later, Ministral 3: the text model is one of two kinds."""
+    text = need(c, "text_config")
+    kind = text.get("model_type", "mistral")
+    if kind not in ("mistral", "ministral3"):
+        raise ValueError(f"model_type 'mistral3' with a text model of type {kind!r} is not supported: only 'mistral' "
+                         "and 'ministral3' are")
+    family, defaults = FAMILIES[kind]
+    sizes = MISTRAL | ({"vocab_size": 131_072, "num_hidden_layers": 34} if kind == "ministral3" else {})
+    config, layout = text_of(c | {"text_config": sizes | defaults | text}, family)
+    return config, layout.beside_a_tower()
 
 
 FALCON_KEYS = {"n_embed": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads",
@@ -207,7 +145,7 @@ def falcon(c: dict) -> Mapped:
     c = c | {FALCON_KEYS[k]: v for k, v in c.items() if k in FALCON_KEYS}
     c["intermediate_size"] = c.get("intermediate_size") or 4 * count(c, "hidden_size")
     config, layout = baseline(c)
-    new = c.get("new_decoder_architecture") or c["model_type"] == "RefinedWeb"
+    new = c.get("new_decoder_architecture")
     two_norms = new and c.get("num_ln_in_parallel_attn") in (None, 2)
     shared = count(c, "num_kv_heads", config.n_heads)
     kv = shared if new else 1 if c.get("multi_query", True) else config.n_heads  # 7B: one, whatever num_kv_heads says
@@ -217,23 +155,108 @@ def falcon(c: dict) -> Mapped:
         fused=("qkv_proj",), bias_qkv=biased, bias_o=biased, bias_mlp=biased, n_kv=kv, alibi=bool(c.get("alibi")),
         ropes=() if c.get("alibi") else config.ropes,
         block="parallel2" if two_norms else "parallel" if new or c.get("parallel_attn", True) else "pre")
-    # the file's rows: for each key head its query heads, the key, the value; here: all queries, all keys, all values
-    group = config.n_heads // kv + 2
-    queries = [h // (group - 2) * group + h % (group - 2) for h in range(config.n_heads)]
-    keys = [g * group + group - 2 for g in range(kv)]
-    layout = replace(layout, roots=("transformer.",), heads=(*queries, *keys, *(k + 1 for k in keys)),
-                     head_dim=config.head_dim)
+    layout = replace(by_groups(layout, config), roots=(("transformer.", "lm_head"),))
     return config, layout.renamed(FALCON_NAMES | ({"attn_norm": "ln_attn", "mlp_norm": "ln_mlp"} if two_norms else {}))
 
 
+def by_groups(layout: Layout, config: DecoderConfig) -> Layout:
+    """The file's rows of q, k and v: for each key head its query heads, the key, the value. Here: all queries, all
+    keys, all values."""
+    group = config.n_heads // config.n_kv + 2
+    queries = [h // (group - 2) * group + h % (group - 2) for h in range(config.n_heads)]
+    keys = [g * group + group - 2 for g in range(config.n_kv)]
+    return replace(layout, reordered=("qkv_proj",), heads=(*queries, *keys, *(k + 1 for k in keys)),
+                   head_dim=config.head_dim)
+
+
+NEOX_NAMES = FALCON_NAMES | {"embed_tokens": "embed_in", "layers": "layers", "norm": "final_layer_norm",
+                             "self_attn": "attention"}
+
+
+def gpt_neox(c: dict) -> Mapped:
+    """Pythia, GPT-NeoX-20B."""
+    config, layout = baseline(c | {"num_key_value_heads": None, "head_dim": None,
+                                   "rope_theta": c.get("rotary_emb_base", 1e4)})
+    biased = c.get("attention_bias", True)
+    config = turned(replace(
+        config, norm="layer", norm_eps=c.get("layer_norm_eps", 1e-5), act=act(c, "hidden_act", "gelu"), gated=False,
+        fused=("qkv_proj",), bias_qkv=biased, bias_o=biased, bias_mlp=True,
+        block="parallel2" if c.get("use_parallel_residual", True) else "pre"),
+        share_turned(c, "rotary_pct", default=0.25))
+    layout = replace(by_groups(layout, config), roots=(("gpt_neox.", "embed_out"), ("gpt_neox.", "lm_head")),
+                     ignored=layout.ignored + r"|\.attention\.(masked_)?bias$")
+    return config, layout.renamed(NEOX_NAMES)
+
+
+GPTJ_KEYS = {"n_embd": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads",
+             "n_inner": "intermediate_size", "n_positions": "max_position_embeddings"}
+GPTJ_NAMES = {"embed_tokens": "wte", "layers": "h", "norm": "ln_f", "attn_norm": "ln_1", "self_attn": "attn",
+              "o_proj": "out_proj", "up_proj": "fc_in", "down_proj": "fc_out"}
+
+
+def gptj(c: dict) -> Mapped:
+    """GPT-J-6B, the paper's model. Its rope turns the neighbours 2i and 2i + 1: rows of q and k are put in our order.
+    """
+    c = {GPTJ_KEYS.get(k, k): v for k, v in c.items()}
+    c["intermediate_size"] = c.get("intermediate_size") or 4 * count(c, "hidden_size")
+    config, layout = baseline(c | {"rope_parameters": None, "rope_scaling": None, "rope_theta": 1e4,
+                                   "num_key_value_heads": None, "head_dim": None})
+    rot_dim = count(c, "rotary_dim")
+    if rot_dim % 2 or rot_dim > config.head_dim:
+        raise ValueError(f"config.json has 'rotary_dim': {rot_dim}; it must be even, and at most the {config.head_dim} "
+                         "entries of a head")
+    config = replace(
+        config, norm="layer", norm_eps=c.get("layer_norm_epsilon", 1e-5), act=act(c, "activation_function", "gelu_new"),
+        block="parallel", gated=False, bias_mlp=True, bias_head=True, rot_dim=rot_dim)
+    layout = replace(layout, roots=(("transformer.", "lm_head"),), reordered=("q_proj", "k_proj"),
+                     heads=tuple(range(config.n_heads)), head_dim=config.head_dim, pairs=rot_dim,
+                     ignored=layout.ignored + r"|\.attn\.(masked_)?bias$")
+    return config, layout.renamed(GPTJ_NAMES)
+
+
+def phi3(c: dict) -> Mapped:
+    """Phi-3 and Phi-4, their mini models too. Long contexts by LongRoPE, which older files call otherwise."""
+    given = rope_keys(c)
+    if given.get("rope_type", given.get("type")) in ("su", "yarn"):
+        c = c | {"rope_parameters": given | {"rope_type": "longrope"}, "rope_scaling": None}
+    config, layout = mistral(c)
+    return turned(replace(config, fused=("qkv_proj", "gate_up_proj")), share_turned(c, "partial_rotary_factor")), layout
+
+
+def olmo2(c: dict) -> Mapped:
+    """Norms behind the sublayers and none before; q and k are normed whole, before they are heads."""
+    config, layout = llama(c | {"mlp_bias": False})
+    names = {"attn_out_norm": "post_attention_layernorm", "mlp_out_norm": "post_feedforward_layernorm"}
+    return replace(config, norm="rms+0", block="post", qk_norm=True, qk_norm_whole=True, rope_wide=True
+                   ), layout.renamed(names)
+
+
+def olmo3(c: dict) -> Mapped:
+    """Three layers of four have a window, and a rope of their own, which nothing stretches."""
+    theta, given = {"rope_theta": c["rope_theta"]}, c.get("rope_parameters") or {}
+    if set(given) - {"full_attention", "sliding_attention"}:
+        raise ValueError(f"config.json has {', '.join(sorted(given))} in 'rope_parameters'; an Olmo 3 has a dictionary "
+                         "for 'full_attention' there, and one for 'sliding_attention'")
+    full = theta | (given.get("full_attention") or {}) | (c.get("rope_scaling") or {})
+    config, layout = olmo2(c | {"rope_parameters": full, "rope_scaling": None})
+    local = read_rope(c, theta | (given.get("sliding_attention") or {}))
+    pattern = windows(c, config.n_layers, lambda i: (i + 1) % 4 != 0)
+    return replace(config, windows=pattern, ropes=(*config.ropes, local),
+                   rope_of=tuple(0 if w is None else 1 for w in pattern)), layout
+
+
 def nemotron(c: dict) -> Mapped:
-    config, layout = llama(c)
-    partial = (c.get("rope_parameters") or {}).get("partial_rotary_factor", c.get("partial_rotary_factor", 0.5))
-    return replace(config, norm="layer+1", norm_eps=c.get("norm_eps", 1e-5), act=act(c, "hidden_act", "relu2"),
-                   gated=False, rot_dim=int(config.head_dim * partial)), layout
+    """Nemotron-4, Minitron. Early files call head_dim and the share that turns otherwise."""
+    config, layout = llama(c | {"head_dim": c.get("head_dim") or c.get("kv_channels")})
+    config = replace(config, norm="layer+1", norm_eps=c.get("norm_eps", 1e-5), act=act(c, "hidden_act", "relu2"),
+                     gated=False)
+    share = share_turned(c, "partial_rotary_factor", "rope_percent", "rope_percentage", default=0.5)
+    return turned(config, share), layout
 
 
 TIED = {"tie_word_embeddings": True}
+MISTRAL = {"vocab_size": 32_000, "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32,
+           "num_attention_heads": 32}  # of a text model inside another, whose file may leave out what is usual
 QWEN = {"num_key_value_heads": 32, "sliding_window": 4096, "max_position_embeddings": 32_768}
 GEMMA2 = TIED | {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "sliding_window": 4096}
 GEMMA3 = GEMMA2 | {"max_position_embeddings": 131_072, "vocab_size": 262_208, "hidden_size": 2304,
@@ -255,70 +278,26 @@ FAMILIES: dict[str, tuple[Callable[[dict], Mapped], dict]] = {
     "gemma3_text": (gemma3, GEMMA3),
     "gemma3": (gemma3_with_vision, GEMMA3),
     "falcon": (falcon, TIED),
-    "RefinedWeb": (falcon, TIED),
+    "RefinedWeb": (falcon, TIED | {"new_decoder_architecture": True}),
     "RefinedWebModel": (falcon, TIED),
     "nemotron": (nemotron, {"max_position_embeddings": 4096}),
+    "mistral3": (mistral3, TIED),
+    "phi3": (phi3, {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "original_max_position_embeddings": 4096}),
+    "olmo2": (olmo2, {"rms_norm_eps": 1e-5}),
+    "olmo3": (olmo3, {"rms_norm_eps": 1e-5, "sliding_window": 4096, "rope_theta": 5e5}),
+    "gptj": (gptj, {"n_positions": 2048, "rotary_dim": 64}),
+    "gpt_neox": (gpt_neox, {}),
 }
-
-
-def act(c: dict, key: str, default: str) -> str:
-    """The decoder's word for the activation that the file names."""
-    name = c.get(key) or default
-    if name not in ACTS:
-        raise ValueError(f"config.json has {key!r}: {name!r}; supported are {', '.join(ACTS)}")
-    return ACTS[name]
-
-
-def windows(c: dict, n_layers: int, windowed: Callable[[int], bool]) -> tuple[int | None, ...]:
-    """The window of each layer: by `layer_types` where the file has it, else by the family's own rule."""
-    types: Sequence[str] = c.get("layer_types") or ()
-    if types and len(types) != n_layers:
-        raise ValueError(f"config.json has {len(types)} layer_types for {n_layers} layers")
-    if odd := set(types) - {"sliding_attention", "full_attention"}:
-        raise ValueError(f"config.json has layers of type {', '.join(sorted(odd))}, which are not supported")
-    local = [t == "sliding_attention" for t in types] if types else [windowed(i) for i in range(n_layers)]
-    return tuple(count(c, "sliding_window") if w else None for w in local)
-
-
-def rope_keys(c: dict) -> dict:
-    """The file's rope dictionary, of either generation; {}: it has none. ValueError if it has two that disagree."""
-    new, old = c.get("rope_parameters") or {}, c.get("rope_scaling") or {}
-    if new and any(new.get("rope_type" if k == "type" else k) != v for k, v in old.items()):
-        raise ValueError("config.json has rope_parameters and a rope_scaling that says otherwise: leave one out")
-    return new or old
-
-
-def read_rope(c: dict, given: dict) -> Rope:
-    """A rope dictionary of either generation -> Rope. ValueError on a kind that is not known or lacks a number."""
-    args = {k: v for k, v in given.items() if v is not None}
-    theta, old = args.pop("rope_theta", 10000.0), args.pop("type", "default")
-    kind = args.pop("rope_type", old)
-    if kind not in ROPE_KINDS:
-        raise ValueError(f"rope kind {kind!r} is not supported; supported are {', '.join(ROPE_KINDS)}")
-    longest = c.get("max_position_embeddings", 2048)
-    origin = "original_max_position_embeddings"
-    args[origin] = c.get(origin) or args.get(origin, longest)
-    if kind == "yarn" and "factor" not in args:
-        args["factor"] = longest / count(args, origin)
-    for key in {"linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}.get(kind, ()):
-        need(args, key)
-    numbers = {"rope_theta": theta} | {k: v for k, v in args.items() if k in ROPE_NUMBERS}
-    for key, value in numbers.items():
-        finite(key, value)
-    if args[origin] <= 0:
-        raise ValueError(f"config.json has {origin!r}: {args[origin]}; it must be positive")
-    return Rope(float(theta), kind, numbers | {"truncate": bool(args.get("truncate", True))})
 
 
 def family_of(c: dict) -> str:
     """The model_type, if this file's mappings hold for it. ValueError says why not."""
-    family = need(c, "model_type")
-    if quantised := c.get("quantization_config") or c.get("compression_config"):
+    family, text = need(c, "model_type"), c | (c["text_config"] if isinstance(c.get("text_config"), dict) else {})
+    if quantised := text.get("quantization_config") or text.get("compression_config"):
         method = quantised.get("quant_method", "some method")
         raise ValueError(f"its weights are quantised (by {method}); fetch the repository of the unquantised model")
     if family in FAMILIES:
         return family
-    text = c | (c["text_config"] if isinstance(c.get("text_config"), dict) else {})
     named = (k for k in text if re.search(r"num_(local_|routed_)?experts$|n_routed_experts", k) and text[k])
     experts = next(named, None)
     why = (f" (a mixture of experts: {experts} is {text[experts]})" if experts
@@ -331,6 +310,7 @@ def decoder_config(raw: dict) -> Mapped:
     """config.json -> the decoder's config and the files' layout. ValueError on a missing key or unknown family."""
     family, defaults = FAMILIES[family_of(raw)]
     config, layout = family(defaults | raw)
+    check_factors(config)
     for f in fields(config):
         value = getattr(config, f.name)
         if f.type in (int, float):

@@ -18,8 +18,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from checkpoints.families import Layout, decoder_config
+from checkpoints.families import decoder_config
 from checkpoints.files import DTYPES, TensorFile, read_json, tensor_files, write_atomically, write_json, write_shards
+from checkpoints.layout import Layout
 from star import lora
 from star.decoder import Decoder, DecoderConfig
 from star.device import check_dtype
@@ -74,7 +75,8 @@ def _try(config: DecoderConfig) -> None:
     for p in model.parameters():
         p.copy_(torch.linspace(-0.5, 1, p.numel()).view(p.shape))
     ids = torch.tensor([[0, 1, 2]])
-    tables = [rotary_table(rope, config.rot_dim or config.head_dim, ids, torch.float32) for rope in config.ropes]
+    tables = [rotary_table(rope, config.rot_dim or config.head_dim, ids, torch.float32, long)
+              for rope in config.ropes for long in (False, True)]
     said = [model(ids), *itertools.chain.from_iterable(tables)]  # attention on a CPU makes 0 of NaN, and hides it
     if not all(t.isfinite().all() for t in said):
         raise ValueError("with the numbers of config.json (rope, norm, scales) a model computes no numbers: fetch it "
@@ -94,7 +96,8 @@ def outline(path: str | Path, dtype: torch.dtype | str | None = None, judge: boo
     if "score.weight" in files and not judge:
         raise ValueError(f"{folder} is a judge: it has a score head and no vocabulary's; give it as --reward")
     _check_sizes(folder, config, files)
-    config = replace(config, tied=judge or (config.tied and not _own_head(files, layout)))  # tied: no head of its own
+    config = replace(config, tied=judge or (config.tied and not _own_head(files, layout)),  # tied: no head of its own
+                     bias_head=config.bias_head and not judge)
     with torch.device("meta"):
         model = Decoder(config).to(_dtype(folder, raw, dtype) or _dtype_of(files, layout))
     model.source = Source(folder, raw, layout, files)

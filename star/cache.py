@@ -82,6 +82,13 @@ class Context:
         """Take in this forward's k, v (B, K, T, hd); the own keys and values that its queries meet."""
         return k, v
 
+    def longer(self, than: int) -> bool | Tensor:
+        """Does the sequence that a query stands in, as far as it goes now, have more tokens than this?
+
+        One answer for all, or (B or 1, T): a rope may have other frequencies for long sequences.
+        """
+        return self.n_keys > than
+
     def read(self, layer: int, x: Tensor) -> Tensor:
         """The rows of x (B, T, ...) that anything after this layer's attention reads: all, unless a context knows less.
 

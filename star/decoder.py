@@ -41,9 +41,9 @@ class DecoderConfig:
     n_kv: int
     head_dim: int
     d_ff: int
-    norm: str = "rms"  # rms | rms+1 (weight is stored as w - 1) | layer | layer+1
+    norm: str = "rms"  # rms | rms+1 (weight is stored as w - 1) | rms+0 (multiplied in float32) | layer | layer+1
     norm_eps: float = 1e-5
-    block: str = "pre"  # pre | sandwich (norms after the sublayers too) | parallel (one norm) | parallel2 (two norms)
+    block: str = "pre"  # pre | post (norms after sublayers) | sandwich (both) | parallel (one norm) | parallel2 (two)
     act: str = "silu"
     gated: bool = True
     bias_qkv: bool = False
@@ -52,9 +52,11 @@ class DecoderConfig:
     bias_head: bool = False
     fused: tuple[str, ...] = ()  # qkv_proj, gate_up_proj: files hold it as one linear, so adapters take it as one
     qk_norm: bool = False  # RMS norm over each head of q and k before rope
+    qk_norm_whole: bool = False  # over all heads together
     tied: bool = False  # the embedding is the head
     max_pos: int = 4096
     rot_dim: int = 0  # rotated entries of a head; 0: all
+    rope_wide: bool = False  # cos and sin stay float32 in narrower models (OLMo)
     ropes: tuple[Rope, ...] = (Rope(),)
     rope_of: tuple[int | None, ...] = ()  # layer -> index into ropes, None = no rope; (): all layers use the first
     windows: tuple[int | None, ...] = ()  # layer -> keys seen, itself included; (): no layer has a window
@@ -71,28 +73,29 @@ class DecoderConfig:
     def __post_init__(self):
         assert self.n_heads % self.n_kv == 0, f"{self.n_heads=} {self.n_kv=}"
         assert self.act in ACTIVATIONS, self.act
-        assert self.block in {"pre", "sandwich", "parallel", "parallel2"}, self.block
-        assert self.norm in {"rms", "rms+1", "layer", "layer+1"}, self.norm
+        assert self.block in {"pre", "post", "sandwich", "parallel", "parallel2"}, self.block
+        assert self.norm in {"rms", "rms+1", "rms+0", "layer", "layer+1"}, self.norm
 
 
 class Norm(nn.Module):
-    """RMS or layer norm, statistics in float32; "+1" kinds add one to the stored weight, in float32."""
+    """RMS or layer norm, statistics in float32; "+1" kinds add one to the stored weight, RMS in float32."""
 
     def __init__(self, size: int, kind: str, eps: float):
         super().__init__()
         self.size, self.eps, self.plus_one, self.rms = size, eps, kind.endswith("+1"), kind.startswith("rms")
+        self.wide = "+" in kind  # the weight multiplies in float32
         self.weight = nn.Parameter(torch.zeros(size) if self.plus_one else torch.ones(size))
         self.bias = None if self.rms else nn.Parameter(torch.zeros(size))
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         if not self.rms:
-            weight = self.weight.to(wide) + 1 if self.plus_one else self.weight.to(wide)
-            return F.layer_norm(wide, (self.size,), weight, self.bias.to(wide), self.eps).to(x.dtype)
-        if self.plus_one:
-            return F.rms_norm(wide, (self.size,), self.weight.to(wide) + 1, self.eps).to(x.dtype)
-        if wide.dtype == x.dtype:
+            weight = self.weight + 1 if self.plus_one else self.weight  # rounded, as Nemotron is run
+            return F.layer_norm(wide, (self.size,), weight.to(wide), self.bias.to(wide), self.eps).to(x.dtype)
+        if wide.dtype == x.dtype and not self.plus_one:
             return rms_norm(x, self.weight, self.eps)
+        if self.wide:
+            return F.rms_norm(wide, (self.size,), self.weight.to(wide) + self.plus_one, self.eps).to(x.dtype)
         return F.rms_norm(wide, (self.size,), None, self.eps).to(x.dtype) * self.weight  # cast first, as Llama does
 
 
@@ -124,9 +127,8 @@ class Attention(nn.Module):
         parts = {"qkv_proj": q + 2 * kv} if "qkv_proj" in c.fused else {"q_proj": q, "k_proj": kv, "v_proj": kv}
         self.qkv_proj = Linear(c.d_model, parts, c.bias_qkv)
         self.o_proj = Linear(q, {"o_proj": c.d_model}, c.bias_o)
-        kind = "rms+1" if c.norm == "rms+1" else "rms"
-        self.q_norm = Norm(c.head_dim, kind, c.norm_eps) if c.qk_norm else nn.Identity()
-        self.k_norm = Norm(c.head_dim, kind, c.norm_eps) if c.qk_norm else nn.Identity()
+        kind, sizes = c.norm if c.norm.startswith("rms") else "rms", (q, kv) if c.qk_norm_whole else (c.head_dim,) * 2
+        self.q_norm, self.k_norm = (Norm(n, kind, c.norm_eps) if c.qk_norm else nn.Identity() for n in sizes)
         self.scale = c.attn_scale or c.head_dim**-0.5
         self.window = c.windows[layer] if c.windows else None
         self.rope = (c.rope_of[layer] if c.rope_of else 0) if c.ropes else None
@@ -137,7 +139,11 @@ class Attention(nn.Module):
         qk, v = heads.split([c.n_heads + c.n_kv, c.n_kv], dim=2)
         if c.qk_norm:
             q, k = qk.split([c.n_heads, c.n_kv], dim=2)
+            if c.qk_norm_whole:
+                q, k = q.flatten(2), k.flatten(2)
             qk = torch.cat([self.q_norm(q), self.k_norm(k)], dim=2)
+            if c.qk_norm_whole:
+                qk = qk.unflatten(2, (-1, c.head_dim))
         if self.rope is not None:
             qk = rotate(qk, tables[self.rope])  # q and k together
         q, k = qk.split([c.n_heads, c.n_kv], dim=2)
@@ -180,8 +186,9 @@ class Block(nn.Module):
         def norm(wanted: bool) -> nn.Module:
             return Norm(c.d_model, c.norm, c.norm_eps) if wanted else nn.Identity()
 
-        self.attn_norm, self.attn_out_norm = norm(True), norm(c.block == "sandwich")
-        self.mlp_norm, self.mlp_out_norm = norm(c.block != "parallel"), norm(c.block == "sandwich")
+        after = c.block in ("post", "sandwich")
+        self.attn_norm, self.attn_out_norm = norm(c.block != "post"), norm(after)
+        self.mlp_norm, self.mlp_out_norm = norm(c.block not in ("post", "parallel")), norm(after)
         self.self_attn, self.mlp = Attention(c, layer), MLP(c)
         self.parallel, self.scale = c.block.startswith("parallel"), c.residual_scale
 
@@ -204,7 +211,7 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig):
         super().__init__()
         self.config = c = config
-        self.embed_tokens = Linear(c.d_model, {"embed_tokens": c.vocab})
+        self.embed_tokens = Linear(c.d_model, {"embed_tokens": c.vocab}, c.tied and c.bias_head)  # as the head
         self.layers = nn.ModuleList(Block(c, i) for i in range(c.n_layers))
         self.norm = Norm(c.d_model, c.norm, c.norm_eps)
         self.lm_head = None if c.tied else Linear(c.d_model, {"lm_head": c.vocab}, c.bias_head)
@@ -230,7 +237,9 @@ class Decoder(nn.Module):
         x = F.embedding(tokens, self.embed_tokens.weight)  # (B, T, D)
         if c.embed_scale != 1.0:
             x = x * (torch.tensor(c.embed_scale, dtype=x.dtype) if c.embed_scale_rounds else c.embed_scale)
-        tables = [rotary_table(rope, c.rot_dim or c.head_dim, context.positions, x.dtype) for rope in c.ropes]
+        dtype = torch.promote_types(x.dtype, torch.float32) if c.rope_wide else x.dtype
+        tables = [rotary_table(rope, c.rot_dim or c.head_dim, context.positions, dtype,
+                               rope.switch and context.longer(rope.switch)) for rope in c.ropes]
         for block in self.layers:
             if recompute:  # nothing in a block is random
                 x = checkpoint(block, x, context, tables, use_reentrant=False, preserve_rng_state=False)

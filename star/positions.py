@@ -19,7 +19,12 @@ class Rope:
 
     theta: float = 10000.0
     kind: str = "default"  # a key of ROPE_KINDS
-    args: Mapping[str, float] = field(default_factory=dict)  # the numbers of its kind: factor, low_freq_factor, ...
+    args: Mapping[str, float | tuple[float, ...]] = field(default_factory=dict)  # of its kind: factor, ...
+
+    @property
+    def switch(self) -> int:
+        """A sequence of more tokens than this turns by other frequencies, all of it; 0: none does."""
+        return self.args["original_max_position_embeddings"] if self.kind == "longrope" else 0
 
 
 def _linear(freq: Tensor, rope: Rope) -> Tensor:
@@ -53,23 +58,39 @@ def _yarn(freq: Tensor, rope: Rope) -> Tensor:
 
 
 def amplitude(rope: Rope) -> float:
-    """What cos and sin are multiplied by: 1, but for YaRN, which sharpens attention as the context grows."""
-    if rope.kind != "yarn":
+    """What cos and sin are multiplied by: 1, but for YaRN and LongRoPE, which sharpen attention for long contexts."""
+    if rope.kind not in ("yarn", "longrope"):
         return 1.0
     given, m, m_all = (rope.args.get(k) for k in ("attention_factor", "mscale", "mscale_all_dim"))
-    growth = 0.1 * math.log(max(rope.args["factor"], 1.0))
+    grown = math.log(max(rope.args["factor"], 1.0))
     if given is not None:
         return given
+    if rope.kind == "longrope":
+        return math.sqrt(1 + grown / math.log(rope.switch)) if grown else 1.0
+    growth = 0.1 * grown
     return (m * growth + 1) / (m_all * growth + 1) if m and m_all else growth + 1
 
 
-ROPE_KINDS = {"default": lambda freq, rope: freq, "linear": _linear, "llama3": _llama3, "yarn": _yarn}
+def _longrope(wave: Tensor, rope: Rope, long: bool | Tensor) -> Tensor:
+    """LongRoPE (Ding et al. 2024): each wavelength grows by a factor of its own; long sequences have other factors."""
+    short_, long_ = (1.0 / (torch.tensor(rope.args[key], dtype=wave.dtype, device=wave.device) * wave)
+                     for key in ("short_factor", "long_factor"))
+    return torch.where(long[:, :, None, None], long_, short_) if isinstance(long, Tensor) else long_ if long else short_
 
 
-def rotary_table(rope: Rope, rot_dim: int, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """[cos cos] and [-sin sin], each (B, T, 1, rot_dim), for positions (B, T). Angles are float32, cast to dtype."""
+ROPE_KINDS = {"default": lambda freq, rope: freq, "linear": _linear, "llama3": _llama3, "yarn": _yarn,
+              "longrope": _longrope}  # the last alone asks how long a sequence is
+
+
+def rotary_table(rope: Rope, rot_dim: int, positions: Tensor, dtype: torch.dtype, long: bool | Tensor = False
+                 ) -> tuple[Tensor, Tensor]:
+    """[cos cos] and [-sin sin], each (B, T, 1, rot_dim), for positions (B, T). Angles are float32, cast to dtype.
+
+    long: does a token stand in a sequence of more than `rope.switch` tokens? (B, T), or one answer for all.
+    """
     steps = torch.arange(0, rot_dim, 2, device=positions.device, dtype=torch.float32)
-    freq = ROPE_KINDS[rope.kind](1.0 / rope.theta ** (steps / rot_dim), rope)
+    wave = rope.theta ** (steps / rot_dim)
+    freq = _longrope(wave, rope, long) if rope.switch else ROPE_KINDS[rope.kind](1.0 / wave, rope)
     angle = positions[:, :, None, None].float() * freq  # (B, T, 1, rot_dim/2)
     cos, sin = angle.cos(), angle.sin()
     if (grown := amplitude(rope)) != 1:
@@ -89,7 +110,7 @@ def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
         turned, rest = x.split([cos.shape[-1], x.shape[-1] - cos.shape[-1]], dim=-1)
         return torch.cat([rotate(turned, table), rest], dim=-1)
     a, b = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([b, a], dim=-1) * sin
+    return (x * cos + torch.cat([b, a], dim=-1) * sin).to(x.dtype)
 
 
 @functools.cache
