@@ -35,6 +35,13 @@ class Packed(Context):
         self.batch, self.last_layer = batch, last_layer
         self.inner = [Causal(length, batch.places.device) for _, length in batch.runs]
 
+    def longer(self, than: int) -> bool | Tensor:
+        long = [n > than for n in self.batch.lengths]
+        if len(set(long)) < 2:
+            return long[0]
+        starts, T = self.batch.starts, self.batch.tokens.shape[1]
+        return torch.tensor(long, device=starts.device).repeat_interleave(starts.diff(), output_size=T)[None]  # (1, T)
+
     def read(self, layer: int, x: Tensor) -> Tensor:
         return x[:, self.batch.places] if layer == self.last_layer else x
 
@@ -62,6 +69,7 @@ class Batch:
     targets: Tensor  # (N,) int64
     starts: Tensor  # (sequences + 1,) int32: where each begins, and T
     runs: list[tuple[int, int]]
+    lengths: list[int]  # of the sequences, without pads
 
     def hidden(self, model: Decoder, recompute: bool = False) -> Tensor:
         """(N, D) last hidden states that the targets are predicted from."""
@@ -153,4 +161,5 @@ def row_of(sequences: Sequence[Sequence[int]], read: Sequence[Sequence[int]], ta
     host = [torch.tensor([tokens]), torch.tensor([positions]), *(torch.tensor(t).long() for t in (places, targets)),
             torch.tensor(starts, dtype=torch.int32)]
     fast = device.type == "cuda"  # elsewhere a copy that is not waited for may read what was freed meanwhile
-    return Batch(*(t.pin_memory().to(device, non_blocking=True) if fast else t.to(device) for t in host), runs)
+    tensors = (t.pin_memory().to(device, non_blocking=True) if fast else t.to(device) for t in host)
+    return Batch(*tensors, runs, [len(ids) for ids in sequences])

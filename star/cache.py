@@ -73,6 +73,7 @@ class Context:
     """
 
     behind: Sequence[Shared] = ()  # what rows have in front of their own keys
+    long: bool | None = None  # what `longer` says; None: it counts
 
     def __init__(self, positions: Tensor, n_keys: int):
         self.positions, self.n_keys = positions, n_keys
@@ -87,7 +88,7 @@ class Context:
 
         One answer for all, or (B or 1, T): a rope may have other frequencies for long sequences.
         """
-        return self.n_keys > than
+        return self.n_keys > than if self.long is None else self.long
 
     def read(self, layer: int, x: Tensor) -> Tensor:
         """The rows of x (B, T, ...) that anything after this layer's attention reads: all, unless a context knows less.
@@ -155,6 +156,7 @@ class KVCache:
         self.slots, self.length, self.device = slots, length, device
         self.prefix: tuple[Shared, ...] = ()
         self.n_prefix = 0
+        self.long = False  # are its rows longer than where a rope has other frequencies? All are, or none
 
     @staticmethod
     def bytes_a_token(config, dtype: torch.dtype) -> int:
@@ -185,6 +187,7 @@ class Prefill(Context):
         super().__init__(torch.arange(cache.n_prefix, cache.n_prefix + width, device=cache.device)[None],
                          cache.n_prefix + width)
         self.cache, self.slots, self.source, self.last, self.behind = cache, slots, source, lengths - 1, cache.prefix
+        self.long = cache.long
         self.kept: tuple[list[Tensor], list[Tensor]] | None = ([], []) if keeps else None
 
     def read(self, layer: int, x: Tensor) -> Tensor:
@@ -211,6 +214,7 @@ class Decode(Context):
     def __init__(self, cache: KVCache, index: Tensor, used: int, apart: Tensor, prompts: Sequence[Shared] = ()):
         super().__init__((index + apart)[:, None] + cache.n_prefix, cache.n_prefix + used)
         self.cache, self.used, self.index, self.behind = cache, used, index, (*cache.prefix, *prompts)
+        self.long = cache.long
         self.rows = torch.arange(len(index), device=index.device)
 
     def own_positions(self, n: int) -> Tensor:

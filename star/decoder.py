@@ -70,6 +70,11 @@ class DecoderConfig:
     logit_scale: float = 1.0  # multiplies
     q_len_scale: tuple[float, int] | None = None  # (beta, original): q grows with log(position / original)
 
+    @property
+    def switch(self) -> int:
+        """A sequence of more tokens than this is another to some rope, from its first token on; 0: to none."""
+        return max((rope.switch for rope in self.ropes), default=0)
+
     def __post_init__(self):
         assert self.n_heads % self.n_kv == 0, f"{self.n_heads=} {self.n_kv=}"
         assert self.act in ACTIVATIONS, self.act

@@ -19,7 +19,7 @@ from star.decoder import Decoder
 from star.device import free_memory, let_go
 from star.draws import signed
 from star.problem import Completion
-from star.schedule import BUCKET, Options, Schedule, Slots, rung
+from star.schedule import BUCKET, Begun, Options, Schedule, Slots, rung
 from star.text import Stops
 
 
@@ -92,22 +92,43 @@ class Sampler:
             return
         if prefix and not all(prompts):  # a row needs a token of its own to continue from: lend it the prefix's last
             prompts, prefix = [[prefix[-1], *p] for p in prompts], prefix[:-1]
-        model = self._weights()
-        shared = self._prefill_prefix(model, prefix) if prefix else None
-        rows, most = len(prompts) if model.device.type == "cpu" else rung(len(prompts)), max(options.max_new)
-        rows = min(self.slots, rows)
+        model, most = self._weights(), max(options.max_new)
         length = max(len(p) + new for p, new in zip(prompts, options.max_new, strict=True))
-        slots = self._take_slots(rows, length, most)
-        schedule = Schedule(model, slots, rows, prompts, options)
-        self._streams += 1
+        slots, switch = self._take_slots(self._rows(len(prompts)), length, most), model.config.switch
+        # tokens of each row that are drawn behind no more than `switch` others; all, where ropes know no such length
+        short = [min(new, max(0, switch + 1 - len(prefix) - len(p))) if switch else new
+                 for p, new in zip(prompts, options.max_new, strict=True)]
+        begun: dict[int, Begun] = {}
         try:
-            slots.start(model, shared, len(prefix), options)
-            yield from schedule.run()
+            for long, ends in ((False, short), (True, options.max_new)):
+                waiting = [i for i, n in enumerate(short) if (n == 0 or i in begun) == long]
+                if waiting:
+                    grown = [[*p, *begun[i].tokens] if i in begun else p for i, p in enumerate(prompts)]
+                    yield from self._pass(model, slots, prefix, grown, options, waiting, ends, begun, long)
         finally:
             self._slots = slots
+
+    def _pass(self, model: Decoder, slots: Slots, prefix: list[int], prompts: list[list[int]], options: Options,
+              waiting: list[int], ends: list[int], begun: dict[int, Begun], long: bool
+              ) -> Iterator[tuple[int, Completion]]:
+        """The rows that are short for the model's ropes, up to where they are long; or those that are long.
+
+        All keys of a row that becomes long are computed anew: that is what makes it say what it says without a cache.
+        """
+        slots.leave_prefix()
+        slots.start(model, self._prefill_prefix(model, prefix, long) if prefix else None, len(prefix), options, long)
+        schedule = Schedule(model, slots, self._rows(len(waiting)), prompts, options, waiting, ends, begun)
+        self._streams += 1
+        try:
+            yield from schedule.run()
+        finally:
             self._streams -= 1
             self.slot_steps, self.row_steps = self.slot_steps + schedule.slot_steps, self.row_steps + schedule.row_steps
             self.work += schedule.work
+
+    def _rows(self, n: int) -> int:
+        """Slots that n prompts make use of."""
+        return min(self.slots, n if self.model.device.type == "cpu" else rung(n))
 
     def merges(self) -> bool:
         """Does it sample from merged weights, now that the model has (or gets) adapters?"""
@@ -183,19 +204,17 @@ class Sampler:
         return Options(max_new, temperature, top_k, top_p, tuple(sorted(set(stop_ids))), stops, seeds, on_token,
                        self.n_drawable)
 
-    def _prefill_prefix(self, model: Decoder, prefix: list[int]) -> KVCache:
+    def _prefill_prefix(self, model: Decoder, prefix: list[int], long: bool) -> KVCache:
         """A cache of one row that holds the prefix; kept until the prefix or the weights change, and then filled anew
-        where it is long enough and no stream is looking at it."""
-        key = (tuple(prefix), lora.version(self.model))
+        where it is long enough and no stream is looking at it. long: as KVCache.long."""
+        key = (tuple(prefix), lora.version(self.model), long)
         if self._prefix is None or self._prefix[0] != key:
             cache = self._prefix[1] if self._prefix and not self._streams else None
             self._prefix = None  # the old one goes before the new one comes
-            if self._slots is not None:
-                self._slots.leave_prefix()
             if cache is None or cache.length < len(prefix):
                 cache = None
                 cache = KVCache(model.config, 1, -(-len(prefix) // BUCKET) * BUCKET, model.device, model.dtype)
-            row = torch.zeros(1, dtype=torch.int64, device=model.device)
+            cache.long, row = long, torch.zeros(1, dtype=torch.int64, device=model.device)
             self.work.update(passes=1, prefilled=len(prefix))
             model.hidden(torch.tensor([prefix], device=model.device), Prefill(cache, row, row, row + 1, len(prefix)))
             self._prefix = key, cache

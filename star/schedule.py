@@ -7,7 +7,7 @@ does not check what is asked for and keeps nothing: star/sampler does.
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +43,16 @@ class Options:
     drawable: int  # only ids below it are drawn
 
 
+@dataclass(frozen=True)
+class Begun:
+    """What a row drew in a pass before this one: it goes on from there."""
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    shown: int  # as in _Row
+    searched: int
+
+
 class Slots:
     """The slots on the device: cache, state and graphs of the decode step, at addresses that stay between calls.
 
@@ -70,9 +80,13 @@ class Slots:
     def size(self) -> tuple[int, int, int]:
         return self.cache.slots, self.cache.length, self.most
 
-    def start(self, model: Decoder, prefix: KVCache | None, n_prefix: int, o: Options) -> None:
-        """All slots are free, behind n_prefix tokens of this prefix. Graphs are dropped if anything has moved."""
+    def start(self, model: Decoder, prefix: KVCache | None, n_prefix: int, o: Options, long: bool = False) -> None:
+        """All slots are free, behind n_prefix tokens of this prefix. Graphs are dropped if anything has moved.
+
+        long: as KVCache.long, of all rows to come.
+        """
         self.cache.use_prefix(prefix, n_prefix)
+        self.cache.long = long
         for t in self.state:
             t.zero_()
         if len(o.stop_ids) > len(self.stop_ids):
@@ -104,21 +118,28 @@ class _Row:
     source: tuple[Shared, int] | None = None  # prompts that are kept once, and which of them is this row's
     shown: int = 0  # tokens given to on_token
     searched: int = 0  # tokens known to hold no stop string
+    before: int = 0  # tokens drawn in a pass before this one
 
 
 class Schedule:
-    """One call of `stream`: which prompts are waiting, which rows are running in which slot."""
+    """One pass of `stream`: which prompts are waiting, which rows are running in which slot.
 
-    def __init__(self, model: Decoder, slots: Slots, rows: int, prompts: list[list[int]], o: Options):
-        self.model, self.slots, self.prompts, self.o = model, slots, prompts, o
+    waiting: indices of the prompts. ends: new tokens at which each row's pass ends. A row that may have more is put
+    into `begun`; what stands there of a row that waits it has drawn already, and its prompt includes it.
+    """
+
+    def __init__(self, model: Decoder, slots: Slots, rows: int, prompts: list[list[int]], o: Options,
+                 waiting: Sequence[int], ends: list[int], begun: dict[int, Begun]):
+        self.model, self.slots, self.prompts, self.o, self.ends, self.begun = model, slots, prompts, o, ends, begun
         # longest first: prompts of a prefill are alike, and the short ones are left for the end
-        self.waiting = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i])))
+        self.waiting = deque(sorted(waiting, key=lambda i: -len(prompts[i])))
         self.running: list[_Row | None] = [None] * rows  # by slot; None: free
         self.shared: list[Shared] = []  # prompts that are kept once for several running rows
         self.moved = False  # have rows come, gone or moved since they were seated?
         c, s = model.config, slots.cache
         self.keeps = model.device.type == "cpu" and keys_can_be_shared(c, s.n_prefix + s.length)
-        self.how = (s.n_prefix, o.temperature, o.top_k, o.top_p, o.drawable, len(o.stop_ids))  # what a step depends on
+        # what a step depends on
+        self.how = (s.n_prefix, s.long, o.temperature, o.top_k, o.top_p, o.drawable, len(o.stop_ids))
         self.slot_steps = self.row_steps = 0  # decode steps times slots, and those that brought a token
         self.work = Counter()  # as Sampler.work
 
@@ -163,23 +184,29 @@ class Schedule:
         self.work.update(passes=1, prefilled=sum(map(len, prompts)))
         tokens = torch.tensor([[*p, *[0] * (width - len(p))] for p in prompts]).to(device)  # (unique prompts, width)
         lengths = [len(prompts[i]) for i in source]
-        limits = [self.o.max_new[i] for i in indices]
-        host = torch.tensor([free, source, lengths, limits, [self.o.seeds[i] for i in indices]])
-        at, rows, n_prompt, ends, seeds = host.to(device)
+        limits, seeds = [self.ends[i] for i in indices], [self.o.seeds[i] for i in indices]
+        begun = [self.begun.pop(i, Begun((), (), 0, 0)) for i in indices]
+        host = torch.tensor([free, source, lengths, limits, seeds, [len(b.tokens) for b in begun]])
+        at, rows, n_prompt, ends, seeds, first = host.to(device)
         once = self.keeps and sum(lengths) - sum(map(len, prompts)) >= KEEP_ONCE
         prefill = Prefill(s.cache, at, rows, n_prompt, width, once)
         hidden = self.model.hidden(tokens, prefill)[:, 0]  # (n, D)
         zero = torch.zeros_like(at)
-        drawn, logprobs = self._draw(hidden, seeds, zero)
+        drawn, logprobs = self._draw(hidden, seeds, first)
         s.last[at], s.seeds[at] = drawn, seeds
         s.cached[at], s.apart[at] = (zero, n_prompt) if once else (n_prompt, zero)
-        s.new[at, 0], s.logprobs[at, 0] = drawn, logprobs
-        s.count[at], s.stopped[at] = zero + 1, self._stops(drawn)
-        s.ends[at] = torch.where(s.stopped[at], 1, ends)
+        s.new[at, first], s.logprobs[at, first] = drawn, logprobs
+        s.count[at], s.stopped[at] = first + 1, self._stops(drawn)
+        s.ends[at] = torch.where(s.stopped[at], first + 1, ends)
+        for slot, b in zip(free, begun, strict=True):
+            for all_, its in ((s.new, b.tokens), (s.logprobs, b.logprobs)):
+                if its:
+                    all_[slot, : len(its)] = torch.tensor(its, dtype=all_.dtype)
         if once:
             self.shared.append(Shared(*prefill.kept, [len(p) for p in prompts]))
-        for slot, index, length, i in zip(free, indices, lengths, source, strict=True):
-            self.running[slot] = _Row(index, 1, (self.shared[-1], i)) if once else _Row(index, length + 1)
+        for slot, index, length, i, b in zip(free, indices, lengths, source, begun, strict=True):
+            self.running[slot] = _Row(index, 1 if once else length + 1, (self.shared[-1], i) if once else None, b.shown,
+                                      b.searched, len(b.tokens))
         self.moved = True
 
     def _seat(self) -> None:
@@ -239,7 +266,7 @@ class Schedule:
                 continue
             kept, finish = counts[b], None
             if counts[b] == ends[b]:
-                finish = "stop" if stopped[b] else "length"
+                finish = "stop" if stopped[b] else "length" if ends[b] == self.o.max_new[row.index] else "pass"
             if watched:
                 kept, finish = self._watch(row, ids[b][:kept], finish)
             if finish:
@@ -255,13 +282,13 @@ class Schedule:
             row.searched = len(text)
             if found is not None:
                 sure, finish = found[0], "stop"
-            elif finish is None:
+            elif finish in (None, "pass"):
                 sure = stops.settled(text) if self.o.on_token else 0
         if self.o.on_token:
             for token in ids[row.shown : sure]:
                 self.o.on_token(row.index, token)
             row.shown = max(row.shown, sure)
-        return sure, finish
+        return len(ids) if finish == "pass" else sure, finish
 
     def _finish(self, finished: list[tuple[int, int, str]]) -> Iterator[tuple[int, Completion]]:
         if not finished:
@@ -270,11 +297,14 @@ class Schedule:
         ids, logprobs = self.slots.new[at].tolist(), self.slots.logprobs[at].tolist()
         for (b, n, finish), tokens, logps in zip(finished, ids, logprobs, strict=True):
             row, self.running[b], self.moved = self.running[b], None, True
-            steps = max(n - 1, 0)  # the first token came with the prefill
+            steps = max(n - 1 - row.before, 0)  # the first token came with the prefill
             self.row_steps += steps
             before = 0 if row.source else len(self.prompts[row.index])  # keys of its own that were there already
             self.work.update(drawn=steps + 1, decoded=steps, keys=steps * before + steps * (steps + 1) // 2)
-            yield row.index, Completion(tuple(tokens[:n]), tuple(logps[:n]), finish)
+            if finish == "pass":
+                self.begun[row.index] = Begun(tuple(tokens[:n]), tuple(logps[:n]), row.shown, row.searched)
+            else:
+                yield row.index, Completion(tuple(tokens[:n]), tuple(logps[:n]), finish)
 
     def _compact(self) -> None:
         """Where fewer rows still run, move the last of them to free slots among the first, and decode only these from
