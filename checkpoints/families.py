@@ -184,7 +184,7 @@ def gpt_neox(c: dict) -> Mapped:
         block="parallel2" if c.get("use_parallel_residual", True) else "pre"),
         share_turned(c, "rotary_pct", default=0.25))
     layout = replace(by_groups(layout, config), roots=(("gpt_neox.", "embed_out"), ("gpt_neox.", "lm_head")),
-                     ignored=layout.ignored + r"|\.attention\.(masked_)?bias$")
+                     buffers=layout.buffers + r"|\.attention\.(masked_)?bias$")
     return config, layout.renamed(NEOX_NAMES)
 
 
@@ -210,7 +210,7 @@ def gptj(c: dict) -> Mapped:
         block="parallel", gated=False, bias_mlp=True, bias_head=True, rot_dim=rot_dim)
     layout = replace(layout, roots=(("transformer.", "lm_head"),), reordered=("q_proj", "k_proj"),
                      heads=tuple(range(config.n_heads)), head_dim=config.head_dim, pairs=rot_dim,
-                     ignored=layout.ignored + r"|\.attn\.(masked_)?bias$")
+                     buffers=layout.buffers + r"|\.attn\.(masked_)?bias$")
     return config, layout.renamed(GPTJ_NAMES)
 
 

@@ -6,8 +6,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-BUFFERS = r"\.rotary_emb\.inv_freq$"  # constants that older files hold: no weights
-
 
 @dataclass(frozen=True)
 class Layout:
@@ -17,7 +15,8 @@ class Layout:
     # (what may stand before all names but the head's, the head's name); the first is what does
     roots: tuple[tuple[str, str], ...] = (("model.", "lm_head"),)
     module_root: str = ""  # what stands there in the reference's memory, and in adapters, where it differs
-    ignored: str = BUFFERS  # tensors that no text model needs
+    buffers: str = r"\.rotary_emb\.inv_freq$"  # constants in older files: no weights, and not written back
+    ignored: str = "(?!)"  # weights that no text model needs; written back as they are
     reordered: tuple[str, ...] = ()  # linears whose rows the file has in another order than the decoder
     heads: tuple[int, ...] = ()  # of these, block i of head_dim rows here is block heads[i] in the file
     head_dim: int = 0
@@ -38,7 +37,7 @@ class Layout:
         """This layout in the files of a model that sees too: the root of the Hub and transformers 5, that of 4.52."""
         return replace(self, roots=(*self.roots, ("language_model.model.", "language_model.lm_head"),
                                     ("model.language_model.", "lm_head")),
-                       ignored=self.ignored + r"|^(model\.)?(vision_tower|multi_modal_projector)\.")
+                       ignored=r"^(model\.)?(vision_tower|multi_modal_projector)\.")
 
     def rooted(self, tensors: Collection[str]) -> "Layout":
         """This layout with the root and the name of the head that these names have."""

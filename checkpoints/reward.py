@@ -31,11 +31,13 @@ from star.reward import ATTRIBUTES, FORMATS, RewardModel, is_score
 
 OASST = ("quality", "toxicity", "humor", "creativity")  # the slots of NVIDIA's nine that its later judges leave unused
 GENERIC = {1: ("reward",), 5: ATTRIBUTES, 9: (*OASST, *ATTRIBUTES)}  # by the head's width, where names say nothing
-PADS = {"gemma": 0, "gemma2": 0, "gemma3": 0, "gemma3_text": 0, "ministral3": 11, "smollm3": 128_004}  # if not given
+PADS = {"gemma": 0, "gemma2": 0, "gemma3": 0, "gemma3_text": 0, "ministral3": 11, "smollm3": 128_004, "phi3": 32_000,
+        "olmo2": 1, "olmo3": 1}  # if not given
 CLASSES = {"llama": "Llama", "mistral": "Mistral", "ministral3": "Ministral3", "qwen2": "Qwen2", "qwen3": "Qwen3",
            "smollm3": "SmolLM3", "gemma": "Gemma", "gemma2": "Gemma2", "gemma3": "Gemma3", "gemma3_text": "Gemma3Text",
            "falcon": "Falcon", "RefinedWeb": "Falcon", "RefinedWebModel": "Falcon", "nemotron": "Nemotron",
-           "granite": "Granite", "granitemoehybrid": "GraniteMoeHybrid"}  # fmt: skip
+           "granite": "Granite", "granitemoehybrid": "GraniteMoeHybrid", "gptj": "GPTJ", "gpt_neox": "GPTNeoX",
+           "phi3": "Phi3", "olmo2": "Olmo2", "olmo3": "Olmo3", "mistral3": "Mistral3"}  # fmt: skip
 
 
 def load_reward_model(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | str | None = None

@@ -4,13 +4,14 @@ from dataclasses import replace
 
 from checkpoints.keys import count, finite, need
 from star.decoder import DecoderConfig
-from star.positions import ROPE_KINDS, Rope
+from star.positions import ROPE_KINDS, Rope, amplitude
 
 NUMBERS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings", "beta_fast",
            "beta_slow", "mscale", "mscale_all_dim", "attention_factor", "llama_4_scaling_beta")
 LISTS = ("short_factor", "long_factor")  # of longrope: a factor a frequency
 NEEDED = {"linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor"), "longrope": LISTS}
 PARTIAL = "partial_rotary_factor"
+MOST = 1e4  # that cos and sin are multiplied by; files say 1 to 2
 
 
 def rope_keys(c: dict) -> dict:
@@ -41,7 +42,11 @@ def read_rope(c: dict, given: dict) -> Rope:
     if args[origin] <= 0:
         raise ValueError(f"config.json has {origin!r}: {args[origin]}; it must be positive")
     lists = {key: factors(args, key) for key in LISTS if kind == "longrope"}
-    return Rope(float(theta), kind, numbers | lists | {"truncate": bool(args.get("truncate", True))})
+    rope = Rope(float(theta), kind, numbers | lists | {"truncate": bool(args.get("truncate", True))})
+    if not abs(amplitude(rope)) < MOST:
+        raise ValueError(f"config.json makes queries and keys {amplitude(rope):.3g} times as long (attention_factor, "
+                         "mscale): no model does")
+    return rope
 
 
 def factors(args: dict, key: str) -> tuple[float, ...]:

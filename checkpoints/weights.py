@@ -92,7 +92,7 @@ def outline(path: str | Path, dtype: torch.dtype | str | None = None, judge: boo
     folder = Path(path)
     raw, config, layout = load_config(folder)
     files = tensor_files(folder)
-    layout = layout.rooted(files)
+    layout, files = layout.rooted(files), {n: f for n, f in files.items() if not re.search(layout.buffers, n)}
     if "score.weight" in files and not judge:
         raise ValueError(f"{folder} is a judge: it has a score head and no vocabulary's; give it as --reward")
     _check_sizes(folder, config, files)

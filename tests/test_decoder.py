@@ -10,6 +10,7 @@ from conftest import GOLDEN, random_decoder
 from safetensors.torch import load_file
 
 import checkpoints
+from star.decoder import Norm
 from star.positions import Rope, alibi_slopes, rotary_table, rotate
 from star.sampler import Sampler
 
@@ -157,3 +158,44 @@ def test_query_scale_grows_with_position():
     rows = slice(0, 24)  # q's rows of the shared matrix
     plain.layers[0].self_attn.qkv_proj.weight[rows] *= 1 + 0.7 * math.log(2)
     torch.testing.assert_close(plain(ids)[:, 4:], scaled(ids)[:, 4:], atol=1e-7, rtol=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["rms", "rms+0", "rms+1", "layer+1"])
+def test_where_a_norm_rounds_in_bfloat16(kind):
+    g = torch.Generator().manual_seed(1)
+    x, weight = torch.randn(50, 16, generator=g).bfloat16(), torch.randn(16, generator=g).bfloat16()
+    norm = Norm(16, kind, 1e-5).bfloat16()
+    norm.weight.copy_(weight)
+    plain = F.rms_norm(x.float(), (16,), None, 1e-5)
+    expected = {
+        "rms": lambda: plain.bfloat16() * weight,
+        "rms+0": lambda: (plain * weight.float()).bfloat16(),
+        "rms+1": lambda: (plain * (weight.float() + 1)).bfloat16(),
+        "layer+1": lambda: F.layer_norm(x.float(), (16,), (weight + 1).float(), None, 1e-5).bfloat16(),
+    }
+    assert torch.equal(norm(x), expected[kind]())
+    assert not any(torch.equal(norm(x), other()) for name, other in expected.items() if name != kind)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("wide", [True, False])
+def test_ropes_of_narrow_models(wide):
+    """Olmo turns heads in float32 and rounds once; others round cos and sin before."""
+    model, seen = random_decoder(dtype=torch.bfloat16, n_layers=1, rope_wide=wide), []
+    model.layers[0].register_forward_pre_hook(lambda _, args: seen.append(args[2][0]))
+    model(torch.arange(9)[None])
+    table, x = seen[0], torch.randn(1, 9, 2, 6).bfloat16()
+    assert table[0].dtype == (torch.float32 if wide else torch.bfloat16)
+    exact = rotate(x.float(), rotary_table(Rope(), 6, torch.arange(9)[None], torch.float32)).bfloat16()
+    assert rotate(x, table).dtype == torch.bfloat16
+    assert torch.equal(rotate(x, table), exact) is wide
+
+
+@torch.no_grad()
+def test_a_head_that_is_the_embedding_may_have_a_bias():
+    model = random_decoder(tied=True, bias_head=True)
+    bias, ids = dict(model.tensors())["embed_tokens.bias"], torch.arange(9)[None]
+    expected = F.linear(model.hidden(ids), model.embed_tokens.weight, bias)
+    assert torch.equal(model(ids), expected)
+    assert not torch.equal(expected, F.linear(model.hidden(ids), model.embed_tokens.weight))

@@ -5,14 +5,16 @@ training step, ragged batches, and models that no golden here covers.
 """
 
 import json
+import re
 
 import plain
 import pytest
 import torch
-from conftest import GOLDEN
+from conftest import GOLDEN, refused
 from safetensors.torch import load_file, save_file
 
 import checkpoints
+from checkpoints.layout import Layout
 from star.finetune import finetune
 from star.lora import add_lora, lora_modules, trainable
 from star.problem import Example
@@ -88,6 +90,23 @@ CHANGES = [  # keys of config.json that the logits depend on
     ("mistral_swa", {"sliding_window": None}),
     ("nemotron4", {"norm_eps": 0.1}),
     ("nemotron4", {"rope_parameters": {"partial_rotary_factor": 0.25}}),
+    ("gpt_neox", {"layer_norm_eps": 0.1}),
+    ("gpt_neox", {"use_parallel_residual": False}),
+    ("gpt_neox", {"rope_parameters": {"partial_rotary_factor": 1.0}}),
+    ("gpt_neox", {"rope_parameters": {"partial_rotary_factor": 0.0}}),
+    ("gptj", {"rotary_dim": 16}),
+    ("gptj", {"layer_norm_epsilon": 0.1}),
+    ("mistral3", {"text_config": {"sliding_window": 6}}),
+    ("mistral3", {"text_config": {"rope_parameters": {"llama_4_scaling_beta": 0.5}}}),
+    ("olmo2", {"rope_parameters": {"rope_theta": 100.0}}),
+    ("olmo3", {"sliding_window": 9}),
+    ("olmo3", {"layer_types": ["full_attention"] * 4}),
+    ("olmo3", {"rope_parameters": {"sliding_attention": {"rope_theta": 100.0}}}),
+    ("phi3", {"original_max_position_embeddings": 16}),
+    ("phi3", {"sliding_window": 7}),
+    ("phi3_long", {"rope_parameters": {"factor": 64.0}}),
+    ("phi3_long", {"max_position_embeddings": 16}),
+    ("phi3_long", {"original_max_position_embeddings": 24}),
     ("qwen2", {"sliding_window": 7}),
     ("qwen2", {"layer_types": ["full_attention"] * 4}),
     ("qwen3", {"rope_parameters": {"rope_theta": 1e4}}),
@@ -105,7 +124,7 @@ def read(folder):
 
 def overlaid(c, change):
     """c with these keys changed, those of a dictionary within it one by one."""
-    return c | {k: overlaid(c[k], v) if isinstance(v, dict) else v for k, v in change.items()}
+    return c | {k: overlaid(c.get(k) or {}, v) if isinstance(v, dict) else v for k, v in change.items()}
 
 
 def changed_copy(folder, golden, change, edit=dict):
@@ -180,7 +199,8 @@ def test_gradients_of_a_training_step(folder, monkeypatch):
     with torch.no_grad():
         for i, p in enumerate(trainable(model).values()):
             p += 0.3 * noise(i, *p.shape)  # B is zero, and A's gradient with it
-    rows = [torch.randint(config["vocab_size"], (n,), generator=torch.Generator().manual_seed(n)) for n in (21, 19, 11)]
+    vocab = model.config.vocab
+    rows = [torch.randint(vocab, (n,), generator=torch.Generator().manual_seed(n)) for n in (21, 19, 11)]
     data = [Example(tuple(row.tolist()), n_prompt) for row, n_prompt in zip(rows, (4, 12, 1), strict=True)]
     total, w = 0.0, adapted(model, tensors)
     for e in data:
@@ -202,8 +222,14 @@ def test_gradients_of_a_training_step(folder, monkeypatch):
 
 
 def plain_draws(folder, prompt, tokens):
-    """What plain.py says of these tokens after the prompt: (each one's log-probability, that of the likeliest)."""
-    logp = plain.forward(*read(folder), [*prompt, *tokens[:-1]])[len(prompt) - 1 :].log_softmax(-1)
+    """What plain.py says of these tokens after the prompt: (each one's log-probability, that of the likeliest).
+
+    With LongRoPE what stands before depends on what comes behind: a pass for each token.
+    """
+    (config, w), ids, n = read(folder), [*prompt, *tokens[:-1]], len(prompt)
+    longrope = (config.get("rope_parameters") or {}).get("rope_type") == "longrope"
+    rows = [plain.forward(config, w, ids[: n + i])[-1] for i in range(len(tokens))] if longrope else ()
+    logp = (torch.stack(rows) if longrope else plain.forward(config, w, ids)[n - 1 :]).log_softmax(-1)
     return logp.gather(1, torch.tensor(tokens)[:, None])[:, 0].tolist(), logp.amax(1).tolist()
 
 
@@ -242,3 +268,137 @@ def test_ragged_batches(folder):
         assert out.logprobs == pytest.approx(drawn, abs=1e-3)
     if known:
         assert [list(outs[1].tokens), list(outs[4].tokens)] == golden["greedy"].tolist()
+
+
+def long(**changes):
+    return {"rope_parameters": changes}
+
+
+@pytest.mark.parametrize(("golden", "change", "words"), [
+    ("phi3", long(short_factor=[1.0] * 3), ("3 numbers in 'short_factor'; it must have 4", "8 entries of a head")),
+    ("phi3", long(long_factor=[1.0] * 5), ("5 numbers in 'long_factor'",)),
+    ("phi3", long(long_factor=None), ("lacks the key 'long_factor'",)),
+    ("phi3", long(long_factor=2.0), ("'long_factor': 2.0; it must be a list",)),
+    ("phi3", long(short_factor=[1.0, "a", 1, 1]), ("a number of short_factor 'a'; it must be a finite number",)),
+    ("phi3", long(short_factor=[1.0, 0, 1, 1]), ("has 0 in 'short_factor'; it must be positive",)),
+    ("phi3", long(partial_rotary_factor=1.0), ("4 numbers in 'short_factor'; it must have 8",)),
+    ("phi3", {"partial_rotary_factor": "x", **long(partial_rotary_factor=None)}, ("partial_rotary_factor 'x'",)),
+    ("phi3", {"original_max_position_embeddings": 2.5}, ("'original_max_position_embeddings': 2.5",)),
+    ("phi3", {"original_max_position_embeddings": 1}, ("does not make sense",)),
+    ("llama3", long(rope_type="longrope", short_factor=[1.0], long_factor=[1.0]), ("1 numbers in 'short_factor'",)),
+    ("phi3", long(attention_factor=2**62), ("queries and keys 4.61e+18 times as long",)),
+    ("gptj", {"rotary_dim": 7}, ("'rotary_dim': 7; it must be even, and at most the 16 entries",)),
+    ("gptj", {"rotary_dim": 18}, ("'rotary_dim': 18",)),
+    ("gptj", {"rotary_dim": None}, ("lacks the key 'rotary_dim'",)),
+    ("gpt_neox", {"rope_parameters": {"partial_rotary_factor": 2.0}}, ("rot_dim 16, which is no model",)),
+    ("mistral3", {"text_config": {"model_type": "qwen2"}}, ("text model of type 'qwen2'", "'ministral3'")),
+    ("mistral3", {"text_config": {"quantization_config": {"quant_method": "fp8"}}}, ("quantised (by fp8)",)),
+    ("mistral3", {"model_type": "llava"}, ("'llava' is not supported (it reads images or sound)",)),
+    ("olmo3", {"rope_parameters": {"rope_type": "default"}}, ("rope_type", "a dictionary for 'full_attention'")),
+])
+def test_what_the_new_families_refuse(golden, change, words, tmp_path):
+    changed_copy(tmp_path, golden, change)
+    refused(checkpoints.load_model, tmp_path, words=(str(tmp_path), *words))
+
+
+@pytest.mark.parametrize(("golden", "change", "gone"), [
+    ("phi3", {"rope_scaling": {"type": "yarn"}}, ()),
+    ("phi3", {"rope_scaling": {"type": "su"}, "partial_rotary_factor": 0.5}, ("partial_rotary_factor",)),
+    ("phi3", {"rope_scaling": {"type": "longrope", "original_max_position_embeddings": 3}}, ()),  # the other one wins
+    ("nemotron_bias", {"rope_percent": 0.25, "kv_channels": 8}, ("partial_rotary_factor", "head_dim")),
+    ("nemotron_bias", {"rope_percentage": 0.25}, ("partial_rotary_factor",)),
+    ("nemotron4", {}, ("partial_rotary_factor",)),
+    ("gpt_neox", {"rotary_pct": 0.5, "rotary_emb_base": 5000.0}, ("partial_rotary_factor", "rope_theta")),
+    ("gptj", {"n_inner": None, "scale_attn_weights": True, "rotary": True}, ()),
+    ("gptj", {"rope_theta": 500.0}, ()),  # as in its class, which has one base
+])
+@torch.no_grad()
+def test_older_words_for_the_same(golden, change, gone, tmp_path):
+    config, tensors = read(GOLDEN / golden)
+    rope = config.pop("rope_parameters", {})
+    config, rope = ({k: v for k, v in d.items() if k not in gone} for d in (config, rope))
+    if "rope_scaling" in change:
+        kept = {k: v for k, v in rope.items() if k not in ("rope_type", "rope_theta")}
+        config |= {"rope_theta": rope["rope_theta"], **change, "rope_scaling": kept | change["rope_scaling"]}
+    else:
+        config |= {"rope_parameters": rope} | change
+    if "n_inner" in change:  # four times the width
+        wide = {k: t.repeat(2, 1) if "fc_in.weight" in k else t.repeat(2) if "fc_in.bias" in k else t.repeat(1, 2)
+                for k, t in tensors.items() if "fc_in" in k or "fc_out.weight" in k}
+        tensors |= {k: t / 2 if "fc_out" in k else t for k, t in wide.items()}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file(tensors, tmp_path / "model.safetensors")
+    wanted = load_file(GOLDEN / golden / "golden.safetensors")
+    torch.testing.assert_close(checkpoints.load_model(tmp_path)(wanted["input_ids"]), wanted["logits"], atol=1e-4,
+                               rtol=1e-4)
+
+
+def swapped(old, new):
+    return lambda w: {name.replace(old, new): t for name, t in w.items()}
+
+
+def with_buffers(word):
+    def edit(w):
+        at = sorted({name.split(f".{word}.")[0] for name in w if f".{word}." in name})
+        assert at
+        return w | {f"{a}.{word}.bias": torch.ones(1, 1, 8, 8).bool() for a in at} | {
+            f"{a}.{word}.masked_bias": torch.tensor(-1e9) for a in at} | {
+            f"{a}.{word}.rotary_emb.inv_freq": torch.ones(4) for a in at}
+    return edit
+
+
+@pytest.mark.parametrize(("golden", "edit"), [
+    ("gptj", with_buffers("attn")),
+    ("gpt_neox", with_buffers("attention")),
+    ("gpt_neox", swapped("embed_out", "lm_head")),
+    ("mistral3", swapped("language_model.model.", "model.language_model.")),
+    ("mistral3", lambda w: {n.replace("language_model.model.", "model.language_model.").replace(
+        "language_model.lm_head", "lm_head").replace("vision_tower", "model.vision_tower").replace(
+        "multi_modal_projector", "model.multi_modal_projector"): t for n, t in w.items()}),
+], ids=["gptj", "neox", "neox head", "mixed", "mistral3 of 4.52"])
+@torch.no_grad()
+def test_other_names_and_what_no_model_needs(golden, edit, tmp_path, request):
+    """Read, and written back as it was: a tower too, but for constants that are no weights."""
+    changed_copy(tmp_path / "in", golden, {}, edit)
+    if request.node.callspec.id == "mixed":
+        with pytest.raises(ValueError, match=r"lacks lm_head.weight and has unexpected language_model.lm_head"):
+            checkpoints.load_model(tmp_path / "in")
+        return
+    model, wanted = checkpoints.load_model(tmp_path / "in"), load_file(GOLDEN / golden / "golden.safetensors")
+    torch.testing.assert_close(model(wanted["input_ids"]), wanted["logits"], atol=1e-4, rtol=1e-4)
+    checkpoints.export_merged(model, tmp_path / "out")
+    before, after = read(tmp_path / "in")[1], read(tmp_path / "out")[1]
+    constant = re.compile(r"(inv_freq|(attn|attention)\.(masked_)?bias)$")
+    assert after.keys() == {name for name in before if not constant.search(name)}
+    assert all(torch.equal(t, before[name]) for name, t in after.items())
+
+
+@torch.no_grad()
+def test_gptj_with_one_matrix_for_both_ends_keeps_its_bias(tmp_path):
+    config, tensors = read(GOLDEN / "gptj")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    head = tensors.pop("lm_head.weight")
+    tensors["transformer.wte.weight"] = head
+    save_file(tensors, tmp_path / "in" / "model.safetensors")
+    model, ids = checkpoints.load_model(tmp_path / "in", dtype=torch.float64), list(range(3, 20))
+    expected = plain.forward(config, tensors | {"lm_head.weight": head}, ids)
+    torch.testing.assert_close(model(torch.tensor([ids]))[0], expected, atol=CLOSE, rtol=0)
+    checkpoints.export_merged(checkpoints.load_model(tmp_path / "in"), tmp_path / "out")
+    after = read(tmp_path / "out")[1]
+    assert after.keys() == tensors.keys()
+    assert all(torch.equal(t, after[name]) for name, t in tensors.items())
+    sampled = Sampler(model, 1, 64).generate([ids], max_new_tokens=9)[0].tokens
+    drawn, likeliest = plain_draws(tmp_path / "in", ids, list(sampled))
+    assert drawn == pytest.approx(likeliest, abs=1e-3)
+    finetune(add_lora(model, rank=2), [Example(tuple(ids), 3)] * 2, steps=1, batch_size=2)
+
+
+def test_where_rows_stand():
+    layout = Layout({}, reordered=("q_proj",), heads=(0, 1), head_dim=5, pairs=4)
+    assert layout.order("layers.0.self_attn.q_proj").tolist() == [0, 2, 1, 3, 4, 5, 7, 6, 8, 9]
+    assert layout.order("layers.0.self_attn.v_proj.weight") is None
+    layout = Layout({}, reordered=("qkv_proj",), heads=(0, 2, 1), head_dim=2)
+    assert layout.order("layers.0.self_attn.qkv_proj.bias").tolist() == [0, 1, 4, 5, 2, 3]
+    rows = torch.arange(6)
+    assert torch.equal(layout.rows_for_file("qkv_proj", rows[layout.order("qkv_proj")]), rows)

@@ -182,10 +182,13 @@ NUMBERS = ["num_hidden_layers", "hidden_size", "vocab_size", "intermediate_size"
            "attention_multiplier", "embedding_multiplier", "residual_multiplier", "partial_rotary_factor",
            "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "sliding_window",
            "sliding_window_pattern", "max_position_embeddings", "no_rope_layer_interval", "num_kv_heads",
-           "max_window_layers", "layer_types", "rope_scaling", "rope_parameters"]
+           "max_window_layers", "layer_types", "rope_scaling", "rope_parameters", "n_embd", "n_layer", "n_head",
+           "n_inner", "rotary_dim", "n_positions", "rotary_pct", "rotary_emb_base", "layer_norm_eps", "text_config",
+           "original_max_position_embeddings"]
 ROPES = [{"rope_type": kind, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_theta": 10000.0,
           "original_max_position_embeddings": 16, "beta_fast": 32, "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 0.5,
-          "attention_factor": 1.2} for kind in ("linear", "llama3", "yarn")]
+          "attention_factor": 1.2, "short_factor": [1.0, 1.5, 2.0, 3.0], "long_factor": [1.0, 2.0, 4.0, 8.0],
+          "partial_rotary_factor": 0.5} for kind in ("linear", "llama3", "yarn", "longrope")]
 
 
 def test_configs(tmp_path):

@@ -82,15 +82,16 @@ def test_goldens(name, config, tmp_path):
 def test_a_head_on_every_family(name, tmp_path):
     """Three rows, a head of three labels with a bias, sharded, against plain.py's hidden states."""
     config, tensors = read(GOLDEN / name)
-    body = {k: t for k, t in tensors.items() if not k.startswith("lm_head")}
-    width = next(t for k, t in body.items() if "embed" in k).shape[1]
+    head = plain.called(config, "lm_head")
+    body, width = {k: t for k, t in tensors.items() if not k.startswith(head)}, plain.text_of(config)["hidden_size"]
     body |= {"score.weight": noise(3, 3, width), "score.bias": noise(4, 3)}
     write_shards(tmp_path, body.items(), {k: t.nbytes for k, t in body.items()}, most=100_000)
     said = {"pad_token_id": None, "id2label": None, "num_labels": 3, "architectures": ["XForSequenceClassification"]}
-    (tmp_path / "config.json").write_text(json.dumps(config | said))
+    text = {"text_config": config["text_config"] | said} if "text_config" in config else {}
+    (tmp_path / "config.json").write_text(json.dumps(config | said | text))
     rows = some_rows(128, (24, 7, 23))
     plainly = config | {"final_logit_softcapping": None, "logits_scaling": 1}
-    twin = tensors | {"lm_head.weight": body["score.weight"]}
+    twin = body | {f"{head}.weight": body["score.weight"]}
     wanted = torch.stack([plain.forward(plainly, twin, row)[-1] for row in rows]) + body["score.bias"]
     torch.testing.assert_close(load_reward_model(tmp_path).score(rows).double(), wanted, atol=1e-4, rtol=0)
 
