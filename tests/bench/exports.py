@@ -29,16 +29,23 @@ import transformers
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     FalconConfig,
     Gemma2Config,
     Gemma3Config,
-    Gemma3ForConditionalGeneration,
     Gemma3TextConfig,
     GemmaConfig,
+    GPTJConfig,
+    GPTNeoXConfig,
     GraniteConfig,
     GraniteMoeHybridConfig,
     LlamaConfig,
+    Mistral3Config,
     MistralConfig,
+    NemotronConfig,
+    Olmo2Config,
+    Olmo3Config,
+    Phi3Config,
     Qwen2Config,
     Qwen3Config,
 )
@@ -77,6 +84,17 @@ MODELS = {
                                                shared_intermediate_size=80, position_embedding_type="rope"),
     "falcon 7b": FalconConfig(**SIZES, new_decoder_architecture=False, multi_query=True, parallel_attn=True),
     "falcon 40b": FalconConfig(**SIZES, new_decoder_architecture=True, num_kv_heads=2),
+    "gpt-j": GPTJConfig(vocab_size=128, n_embd=64, n_layer=3, n_head=4, n_positions=64, rotary_dim=8, bos_token_id=1,
+                        eos_token_id=2),
+    "gpt-neox": GPTNeoXConfig(**SIZES),
+    "mistral 3, multimodal": Mistral3Config(text_config=KV | {"model_type": "mistral", "sliding_window": None},
+                                            vision_config=VISION | {"model_type": "pixtral", "head_dim": 16},
+                                            tie_word_embeddings=False),
+    "nemotron": NemotronConfig(**KV, attention_bias=True, mlp_bias=True),
+    "olmo 2": Olmo2Config(**KV),
+    "olmo 3": Olmo3Config(**KV, sliding_window=8),
+    "phi 3, long": Phi3Config(**KV, original_max_position_embeddings=8, rope_parameters={
+        "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "long_factor": [2.0] * 4 + [6.0] * 4}),
 }
 RANKS = {r".*\.1\.self_(attn|attention)\..*": 2, "down_proj|dense_4h_to_h|output_linear": 6}
 ALPHAS = {r".*\.2\..*": 20}
@@ -88,7 +106,8 @@ VARIANTS = (  # what PEFT's adapters set, in turn
 
 
 def class_of(config):
-    return Gemma3ForConditionalGeneration if isinstance(config, Gemma3Config) else AutoModelForCausalLM
+    sees = isinstance(config, (Gemma3Config, Mistral3Config))
+    return AutoModelForImageTextToText if sees else AutoModelForCausalLM
 
 
 def reference(config, folder, **options):
@@ -100,8 +119,7 @@ def reference(config, folder, **options):
 def make(config, folder, sharded):
     """A random model, its norms and biases too, stored in float32 and in bfloat16."""
     torch.manual_seed(0)
-    kind = class_of(config)
-    model = kind(config) if kind is Gemma3ForConditionalGeneration else kind.from_config(config, dtype=torch.float32)
+    model = class_of(config).from_config(config)
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.3 * torch.randn_like(p)) if p.ndim == 1 else p.normal_(0, p.shape[-1] ** -0.5)
