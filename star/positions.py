@@ -73,9 +73,18 @@ def amplitude(rope: Rope) -> float:
 
 def _longrope(wave: Tensor, rope: Rope, long: bool | Tensor) -> Tensor:
     """LongRoPE (Ding et al. 2024): each wavelength grows by a factor of its own; long sequences have other factors."""
-    short_, long_ = (1.0 / (torch.tensor(rope.args[key], dtype=wave.dtype, device=wave.device) * wave)
-                     for key in ("short_factor", "long_factor"))
-    return torch.where(long[:, :, None, None], long_, short_) if isinstance(long, Tensor) else long_ if long else short_
+    def freq(key: str) -> Tensor:
+        return 1.0 / (_on_device(rope.args[key], wave.device) * wave)
+
+    if isinstance(long, Tensor):  # (B, T)
+        return torch.where(long[:, :, None, None], freq("long_factor"), freq("short_factor"))
+    return freq("long_factor" if long else "short_factor")
+
+
+@functools.cache
+def _on_device(factors: tuple[float, ...], device: torch.device) -> Tensor:
+    """Made once, in a prefill: a graph of a decode step cannot record that numbers come from the host."""
+    return torch.tensor(factors, device=device)
 
 
 ROPE_KINDS = {"default": lambda freq, rope: freq, "linear": _linear, "llama3": _llama3, "yarn": _yarn,

@@ -14,6 +14,7 @@ from conftest import GOLDEN, refused
 from safetensors.torch import load_file, save_file
 
 import checkpoints
+from checkpoints.families import decoder_config
 from checkpoints.layout import Layout
 from star.finetune import finetune
 from star.lora import add_lora, lora_modules, trainable
@@ -307,7 +308,7 @@ def test_what_the_new_families_refuse(golden, change, words, tmp_path):
     ("phi3", {"rope_scaling": {"type": "longrope", "original_max_position_embeddings": 3}}, ()),  # the other one wins
     ("nemotron_bias", {"rope_percent": 0.25, "kv_channels": 8}, ("partial_rotary_factor", "head_dim")),
     ("nemotron_bias", {"rope_percentage": 0.25}, ("partial_rotary_factor",)),
-    ("nemotron4", {}, ("partial_rotary_factor",)),
+    ("nemotron4", {"kv_channels": 16}, ("partial_rotary_factor", "head_dim")),
     ("gpt_neox", {"rotary_pct": 0.5, "rotary_emb_base": 5000.0}, ("partial_rotary_factor", "rope_theta")),
     ("gptj", {"n_inner": None, "scale_attn_weights": True, "rotary": True}, ()),
     ("gptj", {"rope_theta": 500.0}, ()),  # as in its class, which has one base
@@ -402,3 +403,33 @@ def test_where_rows_stand():
     assert layout.order("layers.0.self_attn.qkv_proj.bias").tolist() == [0, 1, 4, 5, 2, 3]
     rows = torch.arange(6)
     assert torch.equal(layout.rows_for_file("qkv_proj", rows[layout.order("qkv_proj")]), rows)
+
+
+SIZES = {"vocab_size": 64, "hidden_size": 512, "intermediate_size": 96, "num_hidden_layers": 4,
+         "num_attention_heads": 4}
+LONGROPE = {"type": "longrope", "short_factor": [1.0] * 64, "long_factor": [2.0] * 64}
+
+
+@pytest.mark.parametrize(("family", "given", "default"), [
+    ("mistral3", {"text_config": {"vocab_size": 64}}, {
+        "d_model": 4096, "d_ff": 14_336, "n_layers": 32, "n_heads": 32, "n_kv": 8, "head_dim": 128, "norm_eps": 1e-6,
+        "windows": (4096,) * 32, "max_pos": 131_072, "tied": True, "ropes": 10_000.0}),
+    ("mistral3", {"text_config": {"model_type": "ministral3", "rope_parameters": {"rope_theta": 1e6}}}, {
+        "vocab": 131_072, "d_model": 4096, "n_layers": 34, "n_kv": 8, "head_dim": 128, "norm_eps": 1e-5,
+        "windows": (None,) * 34, "max_pos": 262_144, "ropes": 1e6}),
+    ("phi3", SIZES | {"rope_scaling": LONGROPE, "max_position_embeddings": 131_072}, {
+        "norm_eps": 1e-5, "n_kv": 4, "windows": (None,) * 4, "switch": 4096, "rot_dim": 128, "tied": False}),
+    ("phi3", SIZES, {"max_pos": 4096, "switch": 0}),
+    ("gptj", {"vocab_size": 64, "n_embd": 512, "n_layer": 2, "n_head": 4}, {
+        "max_pos": 2048, "rot_dim": 64, "d_ff": 2048, "norm_eps": 1e-5, "act": "gelu_tanh", "tied": False}),
+    ("gpt_neox", SIZES, {"max_pos": 2048, "rot_dim": 32, "norm_eps": 1e-5, "act": "gelu", "block": "parallel2",
+                         "bias_qkv": True, "bias_o": True, "bias_mlp": True, "bias_head": False, "ropes": 10_000.0}),
+    ("olmo2", SIZES, {"max_pos": 2048, "norm_eps": 1e-5, "n_kv": 4, "ropes": 10_000.0, "bias_qkv": False}),
+    ("olmo3", SIZES, {"norm_eps": 1e-5, "windows": (4096, 4096, 4096, None), "ropes": 5e5}),
+    ("RefinedWeb", SIZES, {"block": "parallel2", "n_kv": 4}),
+    ("nemotron", SIZES, {"max_pos": 4096, "norm_eps": 1e-5, "rot_dim": 64, "act": "relu2", "ropes": 10_000.0}),
+])
+def test_keys_left_out_have_the_defaults_of_their_class(family, given, default):
+    config, _ = decoder_config({"model_type": family} | given)
+    found = {key: config.ropes[-1].theta if key == "ropes" else getattr(config, key) for key in default}
+    assert found == default

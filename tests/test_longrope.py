@@ -115,6 +115,22 @@ def test_a_model_without_it_takes_one_pass(monkeypatch):
     assert sampler.work["drawn"] == 9 * len(LENGTHS)
 
 
+def test_a_decode_step_takes_no_numbers_from_the_host(model, monkeypatch):
+    """A graph could not record it."""
+    sampler, made = Sampler(model, 2, 32), []
+    sampler.generate([ids_of(14), ids_of(3)], max_new_tokens=4)
+    decode = star.schedule.Schedule._decode
+
+    def watched(self, *args):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "tensor", lambda *args, **kw: made.append(args))
+            return decode(self, *args)
+
+    monkeypatch.setattr(star.schedule.Schedule, "_decode", watched)
+    sampler.generate([ids_of(14), ids_of(3)], max_new_tokens=4)
+    assert not made
+
+
 def test_what_attention_is_sharpened_by():
     def of(**args):
         return amplitude(Rope(100.0, "longrope", {**ROPE.args, **args}))
