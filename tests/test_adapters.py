@@ -54,7 +54,11 @@ def test_adapters_round_trip_bit_for_bit(tmp_path, targets):
 @pytest.mark.parametrize(("name", "fused", "shape"), [
     ("falcon7b", "transformer.h.0.self_attention.query_key_value", (3, 48)),
     ("falcon40b", "transformer.h.0.self_attention.query_key_value", (3, 64)),
-    ("granite4_dense", "model.layers.0.shared_mlp.input_linear", (3, 112))])
+    ("granite4_dense", "model.layers.0.shared_mlp.input_linear", (3, 112)),
+    ("gpt_neox", "gpt_neox.layers.0.attention.query_key_value", (3, 96)),
+    ("gptj", "transformer.h.0.attn.q_proj", (3, 32)),  # not fused, but in another order
+    ("phi3", "model.layers.0.self_attn.qkv_proj", (3, 128)),
+    ("mistral3", "model.language_model.layers.0.self_attn.k_proj", (3, 32))])
 def test_a_fused_linear_has_one_adapter_in_the_files_rows(tmp_path, name, fused, shape):
     """W' = W + s B A on the file's own matrix must say what the live adapter says."""
     model = stirred(checkpoints.load_model(GOLDEN / name))
@@ -67,7 +71,8 @@ def test_a_fused_linear_has_one_adapter_in_the_files_rows(tmp_path, name, fused,
     for file in folder.glob("model*.safetensors"):
         tensors = load_file(file)
         for key in tensors:
-            stem = f"base_model.model.{key.removesuffix('.weight')}"
+            path = key.removesuffix(".weight").replace("language_model.model.", "model.language_model.")
+            stem = f"base_model.model.{path}"
             if f"{stem}.lora_A.weight" in files:
                 tensors[key] += 2.0 * files[f"{stem}.lora_B.weight"] @ files[f"{stem}.lora_A.weight"]
         save_file(tensors, file)
