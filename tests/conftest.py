@@ -3,6 +3,8 @@
 The whole suite runs in two processes where pytest-xdist is there; some files, or `-n 0`, run in one.
 """
 
+import copy
+import functools
 import gc
 import os
 import signal
@@ -16,16 +18,28 @@ import pytest
 import torch
 
 import checkpoints
+import star.run.plan
 import train
 from star.decoder import Decoder, DecoderConfig, Linear, Norm
 from star.lora import add_lora, lora_modules
 from star.tasks import load_task
 
+os.fsync = lambda fd: None  # tests end processes, not machines, and a disk takes milliseconds for each
 gc.freeze()  # what torch and the others brought along need not be looked through at each collection
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
 SHIPPED = ROOT / "checkpoints" / "tiny-adder"
 REPORT: list[str] = []
+
+
+@functools.cache
+def sums(**options):
+    return load_task("arithmetic", **options)
+
+
+def loaded(name: str, **options):
+    """As load_task; the shipped task is made once: it has 38,800 problems, which are looked at one by one."""
+    return copy.copy(sums(**options)) if name == "arithmetic" else load_task(name, **options)
 
 
 @pytest.fixture
@@ -34,6 +48,7 @@ def own_folder(tmp_path, monkeypatch):
     no curves are drawn, which takes a third of a second: test_plots does, and runs that are processes of their own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "curves", lambda path, metrics: path.write_bytes(b"\x89PNG"))
+    monkeypatch.setattr(star.run.plan, "load_task", loaded)
     before = signal.getsignal(signal.SIGINT)
     yield
     signal.signal(signal.SIGINT, before)

@@ -20,13 +20,13 @@ from star.tasks import load_task
 from star.tasks.arithmetic import split
 
 pytestmark = pytest.mark.usefixtures("own_folder")
-SMALL = ["--iterations", "1", "--problems", "40", "--first-steps", "2", "--model", str(SHIPPED)]
+SMALL = ["--iterations", "1", "--problems", "24", "--first-steps", "2", "--model", str(SHIPPED)]
 
 
 def test_both_arms_over_seeds(capsys, monkeypatch):
     """A second call runs nothing again, and goes on with what was stopped."""
     task = load_task("arithmetic")
-    task.train, task.heldout = task.train[::20], task.heldout[::40]
+    task.train, task.heldout = task.train[::20], task.heldout[::80]
     monkeypatch.setattr(star.run.plan, "load_task", lambda *_, **__: task)
     monkeypatch.setattr(addition, "FRESH", 8)
     for name in ("Arithmetic", "fresh"):  # the same for each model that is asked, and slow to make

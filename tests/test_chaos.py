@@ -10,13 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import loaded
 
+import star.run.plan
 import train
 from star.run.folder import Run
+from star.run.rates import measured
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ARGV = ["--digits", "1-2", "--problems", "24", "--iterations", "2", "--first-steps", "5", "--save-every", "2",
-        "--heldout-problems", "8", "--validation", "8", "--slots", "4", "--temperature", "0.8", "--rank", "2",
+        "--heldout-problems", "8", "--validation", "8", "--slots", "24", "--temperature", "0.8", "--rank", "2",
         "--device", "cpu", "--show", "0"]
 LASTING = ("fsync", "replace")  # calls after which a write is there, whatever happens
 
@@ -44,6 +47,7 @@ def attempt(folder: Path, kill_at: int | None, before: bool = True) -> int:
         code = 99
         try:
             torch.set_num_threads(1)
+            train.curves, star.run.plan.load_task = lambda path, metrics: None, loaded  # slow
             for name in LASTING:
                 setattr(os, name, counted(name))
             quiet = os.open(os.devnull, os.O_WRONLY)
@@ -72,6 +76,8 @@ def contents(folder):
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
     folder = tmp_path_factory.mktemp("chaos") / "run"
+    measured(torch.device("cpu"), torch.float32)  # once, and not in every process that is forked from here
+    loaded("arithmetic", digits="1-2")
     return folder, attempt(folder, None)
 
 

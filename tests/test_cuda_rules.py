@@ -150,7 +150,7 @@ def test_training_steps_are_those_of_a_cpu(options):
 
 
 def test_a_whole_run_has_the_metrics_of_a_cpu(tmp_path, own_folder, capsys):
-    flags = ["--iterations", "2", "--problems", "16", "--first-steps", "2", "--batch-size", "8", "--slots", "8",
+    flags = ["--iterations", "1", "--problems", "16", "--first-steps", "2", "--batch-size", "8", "--slots", "8",
              "--max-new-tokens", "40", "--heldout-problems", "6", "--show", "0", "--digits", "1-2"]
     found = []
     for device in ("cpu", "cuda", "mps"):
@@ -159,14 +159,14 @@ def test_a_whole_run_has_the_metrics_of_a_cpu(tmp_path, own_folder, capsys):
         lines = (tmp_path / device / "metrics.jsonl").read_text().splitlines()
         found.append([json.loads(line) for line in lines])
         if device == "cuda":
-            assert cuda.replays > 60
+            assert cuda.replays > 20
             assert len(cuda.recordings) <= 4, "graphs outlast training, where memory holds both: none is made again"
     losses = [[m.pop("loss") for m in run[1:]] for run in found]
     assert losses[1:] == [pytest.approx(losses[0], rel=1e-4)] * 2
     assert found[0] == found[1] == found[2]
 
 
-@pytest.mark.parametrize(("device", "dtype"), [("hip", torch.bfloat16), ("mps", torch.bfloat16), ("hip", torch.float32),
+@pytest.mark.parametrize(("device", "dtype"), [("hip", torch.bfloat16), ("mps", torch.bfloat16),
                                                ("mps", torch.float32)])
 def test_other_makers_cards_draw_and_learn_as_a_cpu(device, dtype):
     """Nothing is recorded there, and no kernel is called by its name; steps are run one by one."""
@@ -178,14 +178,15 @@ def test_other_makers_cards_draw_and_learn_as_a_cpu(device, dtype):
                 patch.setattr("kernels.attention.flash", None)
                 patch.setattr("kernels.packed.varlen", None)
             model = stirred(random_decoder(dtype=dtype, head_dim=8).to(where.replace("hip", "cuda")))
-            asked = {"prefix": (4, 5, 6), "max_new_tokens": NEW, "stop_ids": (3,), **SAMPLING["top k, top p"]}
+            asked = {"prefix": (4, 5, 6), "max_new_tokens": [n // 2 for n in NEW], "stop_ids": (3,),
+                     **SAMPLING["top k, top p"]}
             found[where] = drawn(Sampler(model, 4, max_len=40).generate(PROMPTS, **asked))
-            losses[where] = finetune(model, examples, 3, 1e-2, batch_size=6, micro_tokens=60).losses
+            losses[where] = finetune(model, examples, 2, 1e-2, batch_size=6, micro_tokens=60).losses
             drift(model, examples)
     assert not there.recordings
     assert not any("nonzero" in what for what in there.waits)
     assert found[device] == found["cpu"] or dtype is torch.bfloat16  # which rounds otherwise, in another order
-    steps, off = (3, 1e-5) if dtype is torch.float32 else (1, 1e-2)
+    steps, off = (2, 1e-5) if dtype is torch.float32 else (1, 1e-2)
     assert losses[device][:steps] == pytest.approx(losses["cpu"][:steps], rel=off)
 
 

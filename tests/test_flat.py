@@ -1,4 +1,4 @@
-"""Fifty iterations hold as much memory as ten: nothing that an iteration made is kept behind it."""
+"""Thirty iterations hold as much memory as five: nothing that an iteration made is kept behind it."""
 
 import gc
 import os
@@ -18,7 +18,7 @@ from star.run.folder import Run
 from star.sampler import Sampler
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-FIRST, LAST = 10, 50  # iterations
+FIRST, LAST = 5, 30  # iterations
 SHARE = 0.02
 
 
@@ -31,7 +31,7 @@ def held() -> tuple[int, Counter]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system does not say what a process holds")
-def test_fifty_iterations_hold_no_more_than_ten(tmp_path, tokenizer, arithmetic):
+def test_thirty_iterations_hold_no_more_than_five(tmp_path, tokenizer, arithmetic):
     """Sampled, trained, measured and written down; by what the process has, and by what is alive in it."""
     task = type(arithmetic)([1])
     model = add_lora(checkpoints.load_model(SHIPPED), rank=2)

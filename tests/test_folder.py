@@ -26,7 +26,7 @@ from star.tasks import load_task
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SETTINGS = {
-    "problems": 40, "iterations": 3, "first_steps": 3, "batch_size": 8, "slots": 16, "rank": 4, "temperature": 0.7,
+    "problems": 40, "iterations": 3, "first_steps": 3, "batch_size": 8, "slots": 64, "rank": 4, "temperature": 0.7,
     "model": str(SHIPPED), "save_every": 2,
 }  # fmt: skip
 OPTIONS = {"digits": "1-2"}

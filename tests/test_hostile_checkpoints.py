@@ -12,7 +12,7 @@ import warnings
 import pytest
 import torch
 from conftest import GOLDEN, random_decoder, stirred
-from hostile import Faults, Raw, commanded, damaged, dumped, mutated, paths, seeded
+from hostile import Faults, Raw, cases, commanded, damaged, dumped, mutated, paths, seeded
 
 import checkpoints
 import train
@@ -95,7 +95,7 @@ def test_weights(tiny, tmp_path):
     sound = file.read_bytes()
     header, data, length = header_of(file)
     deep = [p for p in paths(header) if len(p) > 1]
-    for n in range(230):
+    for n in cases(230):
         rng = seeded(f"weights {n}")
         if n < 80:
             broken = with_header(mutated(header, rng, deep), data)
@@ -129,7 +129,7 @@ def test_numbers_that_no_trained_model_has(tiny, tmp_path):
     folder, faults = copied(tiny / "whole", tmp_path / "m"), Faults()
     header, data, _ = header_of(folder / WHOLE)
     names = [name for name in header if name != "__metadata__"]
-    for n in range(60):
+    for n in cases(60):
         rng = seeded(f"numbers {n}")
         start, end = header[rng.choice(names)]["data_offsets"]
         at = rng.randrange(start, end, 4)
@@ -145,7 +145,7 @@ def test_indexes(tiny, tmp_path):
     sound = json.loads((folder / INDEX).read_text())
     odd = ["../m/" + WHOLE, "/etc/passwd", "/dev/zero", "a/../b", ".", "..", "", "\0", "x\0y", INDEX, "config.json",
            "x" * 5000, "C:\\x", "~", "\x1b[31m", "a\nb", *set(sound["weight_map"].values())]
-    for n in range(120):
+    for n in cases(120):
         rng = seeded(f"index {n}")
         index = json.loads(json.dumps(sound))
         if n < 70:
@@ -194,7 +194,7 @@ ROPES = [{"rope_type": kind, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_f
 def test_configs(tmp_path):
     """Every key of every family's config.json: other types, other sizes, gone, doubled, nested too deep."""
     known, faults = families(), Faults()
-    for n in range(450):
+    for n in cases(450):
         rng = seeded(f"config {n}")
         file, sound = known[n % len(known)]
         folder = tmp_path / file.parent.name
@@ -280,7 +280,7 @@ def test_tokenizer_files(tmp_path):
             data["model"]["vocab"] = kept = dict(list(vocab.items())[:400])
             data["model"]["merges"] = [m for m in data["model"]["merges"] if "".join(
                 m.split(" ") if isinstance(m, str) else m) in kept]
-    for n in range(240):
+    for n in cases(240):
         rng = seeded(f"tokenizer {n}")
         name = TOKENIZERS[n % len(TOKENIZERS)]
         data = dict(sound[name])
@@ -320,7 +320,7 @@ def test_tekken_files(tmp_path):
                         "default_num_special_tokens": 10, "version": "v3"}, "vocab": vocab,
              "special_tokens": [{"rank": 0, "token_str": "<unk>", "is_control": True},
                                 {"rank": 2, "token_str": "</s>", "is_control": True}]}
-    for n in range(80):
+    for n in cases(80):
         rng = seeded(f"tekken {n}")
         file.write_text(dumped(mutated(sound, rng, [p for p in paths(sound) if p[0] != "vocab" or rng.random() < 0.2])))
         faults.judge(f"tekken {n}", "tekken.json", use_tokenizer, tmp_path)
@@ -347,7 +347,7 @@ def test_files_beside_a_tokenizer(tmp_path):
         "added_tokens.json": {"<|im_end|>": 446, "<|im_start|>": 447},
         "generation_config.json": {"eos_token_id": [0, 1], "bos_token_id": 0},
         "config.json": {"vocab_size": 512, "eos_token_id": 0, "text_config": {"vocab_size": 512, "eos_token_id": [1]}}}
-    for n in range(100):
+    for n in cases(100):
         rng = seeded(f"beside {n}")
         name = list(sound)[n % len(sound)]
         for file, data in sound.items():
@@ -362,7 +362,7 @@ def test_sentencepiece_models(tmp_path):
     faults, file = Faults(), tmp_path / "tokenizer.model"
     for name in ("tok_sp_llama/tokenizer.model", "chat/gemma.model"):
         sound = (GOLDEN / name).read_bytes()
-        for n in range(60):
+        for n in cases(60):
             file.write_bytes(damaged(sound, seeded(f"{name} {n}"), 40 if n % 3 == 0 else None))
             faults.judge(f"{name} {n}", "tokenizer.model", use_tokenizer, tmp_path)
     for n, data in enumerate([b"", b"\n", b"\n\xff\xff\xff\xff\xff\xff\xff\xff\x7f", b"\x80" * 100_000, bytes(1000),
@@ -388,7 +388,7 @@ def test_adapters(tiny, tmp_path):
     sound |= {"rank_pattern": {"layers.0.self_attn.q_proj": 3}, "alpha_pattern": {"q_proj": 6}, "exclude_modules": None,
               "layers_to_transform": [0, 1], "layers_pattern": "layers"}
     file, config = adapter / "adapter_model.safetensors", adapter / "adapter_config.json"
-    for n in range(120):
+    for n in cases(120):
         rng = seeded(f"adapter {n}")
         config.write_text(dumped(mutated(sound, rng)))
         faults.judge(f"adapter {n}", "a", use_adapter, folder)
@@ -400,7 +400,7 @@ def test_adapters(tiny, tmp_path):
     config.write_text(dumped(sound))
     header, data, length = header_of(file)
     whole, names = file.read_bytes(), [name for name in header if name != "__metadata__"]
-    for n in range(80):
+    for n in cases(80):
         rng = seeded(f"adapter tensors {n}")
         name = rng.choice(names)
         if n < 20:
@@ -446,7 +446,7 @@ def test_chat_templates(tmp_path, monkeypatch):
         faults.judge(f"template {n} {template[:80]}", "chat_template.jinja", use_chat, tmp_path)
     monkeypatch.undo()
     sound = {f.name: f.read_bytes() for f in sorted((GOLDEN / "chat").glob("*.jinja"))}
-    for n in range(80):
+    for n in cases(80):
         rng = seeded(f"template {n}")
         file.write_bytes(damaged(sound[list(sound)[n % len(sound)]], rng))
         faults.judge(f"damaged template {n}", "chat_template.jinja", use_chat, tmp_path)
@@ -457,7 +457,7 @@ def test_judges(tmp_path):
     """config.json of reward models: labels, pad ids, the project's own words."""
     faults = Faults()
     folders = sorted((GOLDEN / "rewards").iterdir())
-    for n in range(80):
+    for n in cases(80):
         rng = seeded(f"judge {n}")
         source = folders[n % len(folders)]
         folder = tmp_path / f"{n}"

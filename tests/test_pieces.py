@@ -145,10 +145,10 @@ def test_long_texts_take_no_square_of_time_and_caches_stay_small():
     tokenizer = checkpoints.load_tokenizer(GOLDEN / "tok_sp_mistral_json")
     unigram = checkpoints.load_tokenizer(GOLDEN / "tok_sp_unigram_json")
     began = time.process_time()
-    for text in ("the" * 33_000, "a" + " " * 100_000, "\U0001f6f3" * 30_000):
+    for text in ("the" * 13_000, "a" + " " * 40_000, "\U0001f6f3" * 12_000):
         assert tokenizer.decode(tokenizer.encode(text)) == text
         unigram.encode(text)
-    assert time.process_time() - began < 20  # about 1 s; quadratic merging would take an hour
+    assert time.process_time() - began < 10  # under 1 s; quadratic merging would take ten minutes
     for pieces in (tokenizer._pieces, unigram._pieces):
         assert all(len(word) <= LONGEST for word in pieces._model._known)
         pieces._model._known |= {key: [] for key in range(REMEMBERED)}

@@ -44,7 +44,7 @@ def test_it_is_what_it_should_be(model, tokens):
 @torch.no_grad()
 def test_it_goes_on_sensibly_and_as_without_a_cache(model, tokens):
     prompt = tokens.encode("The capital of France is")
-    out = Sampler(model, slots=2, max_len=64, tokenizer=tokens).generate([prompt], max_new_tokens=12)[0]
+    out = Sampler(model, slots=2, max_len=64, tokenizer=tokens).generate([prompt], max_new_tokens=6)[0]
     assert tokens.decode(out.tokens).startswith(" Paris")
     ids = list(prompt)
     for token, logprob in zip(out.tokens, out.logprobs, strict=True):
@@ -65,12 +65,12 @@ def test_text_comes_back(tokens):
 
 
 def test_it_learns(model, tokens):
-    """Ten steps on two sentences that it cannot know; the base stays as it is."""
+    """Six steps on two sentences that it cannot know; the base stays as it is."""
     before = model.embed_tokens.weight.clone(), model.layers[3].mlp.down_proj.weight.clone()
     prompts = ["The secret word of the lighthouse is", "The keeper's cat is called"]
     ids = [(tokens.encode(p), tokens.encode(a)) for p, a in zip(prompts, (" marzipan.", " Vladimir."), strict=True)]
     add_lora(model, rank=4, alpha=8)
-    stats = finetune(model, [Example((*p, *a), len(p)) for p, a in ids], steps=10, lr=2e-3, batch_size=2)
+    stats = finetune(model, [Example((*p, *a), len(p)) for p, a in ids], steps=6, lr=3e-3, batch_size=2)
     assert stats.losses[-1] < 0.3 * stats.losses[0]
     out = Sampler(model, slots=2, max_len=64, tokenizer=tokens).generate([p for p, _ in ids], max_new_tokens=8)
     assert [tokens.decode(o.tokens)[:10] for o in out] == [" marzipan.", " Vladimir."]

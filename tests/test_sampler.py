@@ -102,7 +102,7 @@ def test_equals_naive_in_float64(shared, variant, temperature):
 def test_equals_naive_in_float32_where_the_margin_is_clear(temperature, report):
     """Other batch shapes round otherwise: positions whose winner is less than 1e-3 ahead are excused, and counted."""
     model = random_decoder(seed=5, dtype=torch.float32)
-    prompts, seeds = ragged(14, seed=3), list(range(14))
+    prompts, seeds = ragged(10, seed=3), list(range(10))
     reference = [naive(model, PREFIX + p, 20, [7], temperature, s) for p, s in zip(prompts, seeds, strict=True)]
     compared = excused = 0
     for slots in (1, 3, 64):
@@ -118,7 +118,7 @@ def test_equals_naive_in_float32_where_the_margin_is_clear(temperature, report):
                         assert margin <= 1e-3, f"{got} instead of {wanted}, which was {margin} ahead"
                         excused += 1
                         break  # what follows has another past
-    assert compared > 1000
+    assert compared > 600
     report(f"sampler, float32, temperature {temperature}: {compared} positions, {excused} excused (margin <= 1e-3)")
 
 
@@ -618,13 +618,13 @@ def polls(request, monkeypatch):
 def fresh(one_thread):
     """(model, what a fresh sampler answers to each `asked_for`)"""
     model = random_decoder(seed=5)
-    return model, [Sampler(model, 4, 80).generate(p, **options) for p, options in map(asked_for, range(25))]
+    return model, [Sampler(model, 4, 80).generate(p, **options) for p, options in map(asked_for, range(16))]
 
 
 def test_what_was_asked_before_changes_nothing(polls, fresh):
     """Longer or shorter, more or fewer rows, other stop ids, another prefix or none: as a fresh sampler answers."""
     model, fresh = fresh
-    for order in (range(25), reversed(range(25))):
+    for order in (range(16), reversed(range(16))):
         used = Sampler(model, 4, 80)
         for i in order:
             prompts, options = asked_for(i)
@@ -633,7 +633,7 @@ def test_what_was_asked_before_changes_nothing(polls, fresh):
                 used.release()
 
 
-@pytest.mark.parametrize("first", range(0, 24, 8))
+@pytest.mark.parametrize("first", range(0, 16, 8))
 def test_streams_side_by_side_and_half_a_stream(polls, fresh, first):
     """Streams of one sampler, a row of each in turn, give what each gives alone; one that is left half-way, closed or
     forgotten, spoils nothing for what comes after.
