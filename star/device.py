@@ -15,7 +15,7 @@ from star import proof
 OLDEST = (2, 11)  # of torch
 KNOWN = "give auto, cpu, cuda (an AMD card too), cuda:1 and so on, or mps"
 FULL = ("out of memory", "can't allocate memory", "not enough memory", "status_alloc_failed", "invalid buffer size")
-BROKEN = ("CUDA error", "CUDA driver error", "HIP error", "hipBLAS error", "MPS error")
+BROKEN = ("CUDA error", "CUDA driver error", "HIP error")
 
 
 def choose_device(name: str) -> torch.device:
@@ -39,7 +39,7 @@ def choose_device(name: str) -> torch.device:
         device = _start(device) if device.type == "cuda" else _start_mps(device)
         if (device.type == "mps" or torch.version.hip) and (parts := proof.wrong(device)):
             raise RuntimeError(f"with torch {torch.__version__} {' and '.join(parts)} are not what a CPU computes")
-    except (RuntimeError, AssertionError) as e:  # in use by others only, or of a kind that this torch has no code for
+    except (RuntimeError, AssertionError, TypeError) as e:  # in use by others, or of a kind that torch has no code for
         why = f"{first_line(e)}; --device cpu can"
         raise ValueError(f"--device is {name!r}, which cannot be used here: {why}") from None
     return device
