@@ -106,8 +106,7 @@ def load_adapter(model: Decoder, path: str | Path) -> None:
     _check_keys(tensors, names.values(), layout)
     outside = [layout.name(f"{part}.weight").removesuffix(".weight") for part in ("lm_head", "embed_tokens")]
     _check_targets(tensors, names.values(), outside, config)
-    shapes = {name.removesuffix(".weight"): view.shape for name, view in model.tensors()}
-    ranks, pairs = {}, {}
+    shapes, ranks, pairs = lora.linear_parts(model), {}, {}
     for part, name in names.items():
         if _keys(name)[0] in tensors:
             rank, scale = _rank_and_scale(config, name)
@@ -212,7 +211,7 @@ def _targeted(config: dict, name: str) -> bool:
     return layer in (layers if isinstance(layers, list) else [layers])
 
 
-def _pair(tensors: TensorFile, name: str, rank: int, shape: torch.Size) -> tuple[Tensor, Tensor]:
+def _pair(tensors: TensorFile, name: str, rank: int, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """A (rank, in) and B (out, rank) of a module. ValueError if they do not fit, or hold what is no number."""
     (out, n_in), (a, b) = shape, (tensors.entries[key].shape for key in _keys(name))
     if a[1:] != (n_in,) or b[:1] != (out,) or len(b) != 2:
@@ -239,8 +238,14 @@ def _attach(model: Decoder, ranks: dict[str, int], pairs: dict[str, tuple[Tensor
         if not scaled[part][1].isfinite().all():
             raise ValueError(f"{file}: alpha / r is {own:g} for {part} and {scale:g} for most, and float32 does not "
                              "hold B times their quotient: correct lora_alpha or alpha_pattern")
-    lora.remove_lora(model)
-    lora.attach(model, ranks, scale)
+    there = {f"{path.rpartition('.')[0]}.{part}": (rank, module.scale) for path, module in lora.lora_modules(model)
+             for part, rank in module.ranks.items() if rank}
+    if there != {part: (rank, scale) for part, rank in ranks.items()}:
+        if model.sharded:  # its modules stay as they are
+            raise ValueError(f"{file}: ranks, alpha or modules are not those that the model has, whose weights are "
+                             "shared out over several processes: start with these, or without --shard")
+        lora.remove_lora(model)
+        lora.attach(model, ranks, scale)
     with torch.no_grad():
         for part, A, B in adapters(model):
             a, b = scaled[part]

@@ -3,8 +3,8 @@
     drift     log p(rationale | question) with adapters minus the same without them, in nats a token
     entropy   of the model's distribution over the next token, full softmax at temperature 1, in nats; mean over tokens
 
-Both stand behind the question as it is trained on. It samples nothing and changes nothing: the base is read beside the
-model (star/lora), so that no sampler sees a change.
+Both stand behind the question as it is trained on. It samples nothing and writes no weight: adapters are switched off
+for a while (star/lora), and no sampler sees a change.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,9 @@ LOGITS = 256  # positions whose logits exist at a time
 def drift(model: Decoder, examples: Sequence[Example], ranks: Ranks = ONE) -> dict[str, float]:
     """{"entropy", "drift"} of a model with adapters, over all tokens behind the prompts together; not rounded."""
     mine = ranks.mine(examples)
-    (learned, entropy), (before, _) = measured(model, mine), measured(lora.base(model), mine)
+    learned, entropy = measured(model, mine)
+    with lora.off(model):
+        before, _ = measured(model, mine)
     learned, entropy, before = map(sum, zip(*ranks.gather([learned, entropy, before]), strict=True))
     n = sum(len(e.tokens) - e.n_prompt for e in examples)
     return {"entropy": entropy / n, "drift": (learned - before) / n}

@@ -6,6 +6,7 @@ bfloat16 that rounding would stay. Reading and writing adapters is checkpoints/a
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ class LoraLinear(Linear):
     (float64 beside a float64 base), whatever the base is.
     """
 
+    off = False  # does it compute as the base?
+
     def __init__(self, base: Linear, ranks: dict[str, int], scale: float):
         nn.Module.__init__(self)
         self.parts, self.weight, self.bias = base.parts, base.weight, base.bias
@@ -37,6 +40,8 @@ class LoraLinear(Linear):
             B.requires_grad_(rank > 0)
 
     def forward(self, x: Tensor, make: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        if self.off:
+            return super().forward(x, make)
         if make is not None and self.weight.shape[1] < NARROW:
             x, make = make(x), None
         return lora_linear(x, self.weight, self.bias, self.A, list(self.B), self.scale, make, self.narrow())
@@ -101,10 +106,11 @@ def add_lora(
     return model
 
 
-def linear_parts(model: Decoder) -> list[str]:
-    """Names of all linears that can be adapted: "layers.0.self_attn.q_proj", ..."""
-    return [f"{path.rpartition('.')[0]}.{part}" for path, module in model.named_modules()
-            if path.startswith("layers.") and isinstance(module, Linear) for part in module.parts]
+def linear_parts(model: Decoder) -> dict[str, tuple[int, int]]:
+    """All linears that can be adapted, "layers.0.self_attn.q_proj", ..., and their shapes (out, in)."""
+    linears = [(path.rpartition(".")[0], module) for path, module in model.named_modules()
+               if path.startswith("layers.") and isinstance(module, Linear)]
+    return {f"{parent}.{part}": (rows, m.weight.shape[1]) for parent, m in linears for part, rows in m.parts.items()}
 
 
 def attach(model: Decoder, ranks: dict[str, int], scale: float) -> None:
@@ -156,17 +162,17 @@ def version(model: Decoder) -> tuple[tuple[int, int], ...]:
     return tuple((id(p), p._version) for _, module in lora_modules(model) for p in module.parameters())
 
 
-def base(model: Decoder) -> Decoder:
-    """A plain decoder on the model's own frozen weights: what it computes with adapters off. Nothing is copied, and
-    the model stays as it is, its version too.
-    """
-    with torch.device("meta"):
-        plain = Decoder(model.config)
-    for path, module in model.named_modules():
-        if isinstance(module, Linear | Norm):
-            mine = plain.get_submodule(path)
-            mine.weight, mine.bias = module.weight, module.bias
-    return plain
+@contextmanager
+def off(model: Decoder) -> Iterator[None]:
+    """Inside, the model computes what its base computes. Nothing is copied or written, and its version stays."""
+    adapted = [module for _, module in lora_modules(model)]
+    for module in adapted:
+        module.off = True
+    try:
+        yield
+    finally:
+        for module in adapted:
+            module.off = False
 
 
 @torch.no_grad()

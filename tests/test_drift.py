@@ -13,7 +13,7 @@ from test_loop import setup as setup  # the fixture
 from star import loop
 from star.drift import FEWEST, MOST, drift, habits
 from star.loop import star
-from star.lora import add_lora, base, lora_modules, trainable, version
+from star.lora import add_lora, lora_modules, off, trainable, version
 from star.problem import Example
 from star.sampler import Sampler
 
@@ -51,15 +51,18 @@ def test_the_base_is_what_it_was_and_the_model_what_it_is():
     plain, model = random_decoder(bias_mlp=True), stirred(random_decoder(bias_mlp=True))
     ids = torch.arange(12)[None]
     before, at, params = model(ids), version(model), list(model.parameters())
-    assert torch.equal(base(model)(ids), plain(ids))
+    with off(model):
+        assert torch.equal(model(ids), plain(ids))
     assert torch.equal(model(ids), before)
+    assert not torch.equal(before, plain(ids))
     assert version(model) == at
     assert all(p is q for p, q in zip(model.parameters(), params, strict=True))
-    shared = {p.data_ptr() for p in model.parameters()}
-    assert {p.data_ptr() for p in base(model).parameters()} <= shared  # not a weight is copied
     next(iter(trainable(model).values())).fill_(math.nan)
-    assert torch.equal(base(model)(ids), plain(ids))
-    assert torch.equal(base(plain)(ids), plain(ids))  # without adapters it is the model again
+    with off(model), off(plain):  # without adapters it is the model itself
+        assert torch.equal(model(ids), plain(ids))
+    with pytest.raises(KeyError), off(model):
+        raise KeyError
+    assert model(ids).isnan().any()
 
 
 def test_a_sampler_merges_nothing_anew():
