@@ -10,7 +10,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from checkpoints.families import decoder_config
 from checkpoints.files import DTYPES, TensorFile, read_json, tensor_files, write_atomically, write_json, write_shards
 from checkpoints.layout import Layout
 from star import lora
-from star.decoder import Decoder, DecoderConfig
+from star.decoder import Decoder, DecoderConfig, Linear, Norm
 from star.device import check_dtype
 from star.positions import rotary_table
 
@@ -115,15 +115,31 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", dtype: torc
     return fill(outline(path, dtype), device)
 
 
-def fill(model: Decoder, device: str | torch.device) -> Decoder:
-    """Give an outline its memory on `device`, and read its weights there in the dtype that the outline has now."""
+def fill(model: Decoder, device: str | torch.device, each: Callable[[nn.Module], None] | None = None) -> Decoder:
+    """Give an outline its memory on `device`, and read its weights there in the dtype that the outline has now.
+
+    each: is given every block once it is filled, and may put less in its place before the next is made (star/shard).
+    Adapters that the outline has get memory, and no values yet.
+    """
     device = torch.device(device)
     check_dtype(device, model.dtype)
-    for module in list(model.modules()):  # as Module.to_empty does, which imports half a second of sympy for it
+    if each is None:
+        return _fill(model, device)
+    for name in [name for name, _ in model.named_children() if name != "layers"]:
+        _fill(model, device, name)
+    for i, block in enumerate(model.layers):
+        _fill(model, device, f"layers.{i}")
+        each(block)
+    return model
+
+
+def _fill(model: Decoder, device: torch.device, inside: str = "") -> Decoder:
+    """`fill` of one module, by its path."""
+    for module in list(model.get_submodule(inside).modules()):  # as to_empty does, which imports half a second of sympy
         for name, p in list(module.named_parameters(recurse=False)):
-            setattr(module, name, nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device=device)))
+            setattr(module, name, nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device=device), p.requires_grad))
     files, layout = model.source.files, model.source.layout
-    views = {layout.name(name): (name, view) for name, view in model.tensors()}
+    views = {layout.name(name): (name, view) for name, view in model.tensors(inside=inside)}
     names = sorted(views, key=lambda n: (files[n].path, files[n].entries[n].start))  # as they lie on the disk
 
     def read(name: str) -> bool:
@@ -135,7 +151,7 @@ def fill(model: Decoder, device: str | torch.device) -> Decoder:
         for name, finite in zip(names, pool.map(read, names), strict=True):
             if not finite:
                 warnings.warn(f"{files[name].path}: {name} holds numbers that are not finite, or beyond 2^40: fetch it "
-                              "again, or expect nonsense", stacklevel=3)
+                              "again, or expect nonsense", stacklevel=4)
     return model
 
 
@@ -280,5 +296,6 @@ def _exported_config(model: Decoder) -> bytes:
 
 def describe(model: Decoder) -> str:
     """For people: "llama, 538,880 parameters, float32"."""
-    total = sum(t.numel() for _, t in model.tensors())
+    total = sum(p.numel() for m in model.modules() if isinstance(m, Linear | Norm) for p in (m.weight, m.bias)
+                if p is not None)
     return f"{model.source.config['model_type']}, {total:,} parameters, {_name(model.dtype)}"

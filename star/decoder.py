@@ -220,6 +220,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Block(c, i) for i in range(c.n_layers))
         self.norm = Norm(c.d_model, c.norm, c.norm_eps)
         self.lm_head = None if c.tied else Linear(c.d_model, {"lm_head": c.vocab}, c.bias_head)
+        self.sharded = False  # has each of several processes a share of the blocks (star/shard)? Then they are not read
 
     @property
     def device(self) -> torch.device:
@@ -270,12 +271,16 @@ class Decoder(nn.Module):
         """(B, T) int64 ids -> (B, T, V) logits, causal, no cache."""
         return self.logits(self.hidden(tokens))
 
-    def tensors(self, weight: Callable[[Linear], Tensor] = lambda m: m.weight.data) -> Iterator[tuple[str, Tensor]]:
+    def tensors(self, weight: Callable[[Linear], Tensor] = lambda m: m.weight.data, inside: str = ""
+                ) -> Iterator[tuple[str, Tensor]]:
         """(canonical name, view) of every weight, the parts of a shared matrix apart: what files hold.
 
         "layers.0.self_attn.k_proj.weight" is some rows of qkv_proj's matrix. weight: which matrix a linear shows.
+        inside: those of one module, by its path.
         """
         for path, module in self.named_modules():
+            if inside and not f"{path}.".startswith(f"{inside}."):
+                continue
             if isinstance(module, Linear):
                 parent = path.rpartition(".")[0]
                 start, matrix = 0, weight(module)
