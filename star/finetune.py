@@ -199,7 +199,7 @@ def gradients_if_they_fit(model: Decoder, params: dict, rows: Sequence[Batch], n
     try:
         return step_gradients(model, params, rows, n_targets, recompute, pool)
     except (RuntimeError, MemoryError) as e:
-        if not out_of_memory(e) or all(len(b.starts) == 2 for b in rows):  # each a single sequence
+        if not out_of_memory(e) or model.sharded or all(len(b.starts) == 2 for b in rows):  # each a single sequence
             raise
     for p in params.values():
         p.grad = None
@@ -226,7 +226,8 @@ def step_gradients(model: Decoder, params: dict, rows: Sequence[Batch], n_target
     loss = torch.zeros((), device=model.device, dtype=torch.promote_types(model.dtype, torch.float32))
     for p in params.values():
         p.grad = None if rows else torch.zeros_like(p)  # a rank without an example
-    for nll, *grads in side_by_side(work, rows, pool) if model.device.type == "cpu" else map(work, rows):
+    aside = model.device.type == "cpu" and not model.sharded  # ranks gather one block after the other, all the same
+    for nll, *grads in side_by_side(work, rows, pool) if aside else map(work, rows):
         loss = loss + nll
         for p, grad in zip(params.values(), grads, strict=True):
             p.grad = grad if p.grad is None else p.grad.add_(grad)
@@ -276,6 +277,7 @@ def _check(model: Decoder, examples: Sequence[Example], params: dict, steps: int
 
 @torch.no_grad()
 def fingerprint(model: Decoder) -> torch.Tensor:
-    """Sums over the bits of every frozen tensor: one that changed shows."""
+    """Sums over the bits of every frozen tensor, or of this rank's share of it: one that changed shows."""
     integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return torch.stack([p.view(integers[p.element_size()]).sum() for p in model.parameters() if not p.requires_grad])
+    frozen = [p.to_local() if hasattr(p, "to_local") else p for p in model.parameters() if not p.requires_grad]
+    return torch.stack([p.view(integers[p.element_size()]).sum() for p in frozen])

@@ -132,8 +132,8 @@ class Sampler:
 
     def merges(self) -> bool:
         """Does it sample from merged weights, now that the model has (or gets) adapters?"""
-        if self.merge is not None:
-            return self.merge
+        if self.merge is not None or self.model.sharded:
+            return bool(self.merge) and not self.model.sharded
         if self._twin is not None or self.model.device.type == "cpu":
             return True
         need = sum(module.weight.nbytes for _, module in lora.lora_modules(self.model))

@@ -92,6 +92,9 @@ class Slots:
         if len(o.stop_ids) > len(self.stop_ids):
             self.stop_ids = self.stop_ids.new_zeros(len(o.stop_ids))
         self.stop_ids[: len(o.stop_ids)] = torch.tensor(o.stop_ids, dtype=torch.int64)
+        if model.sharded:  # weights come and go, and others are waited for: nothing is recorded
+            self.graphs = Graphs(torch.device("cpu"))
+            return
         used = [*model.parameters(), self.stop_ids, *([] if prefix is None else prefix.keys)]
         recorded = tuple(t.data_ptr() for t in used)
         if recorded != self._recorded:

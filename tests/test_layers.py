@@ -14,7 +14,7 @@ from conftest import ROOT
 LAYERS = [
     {"kernels", "star.problem", "star.config", "star.draws", "star.text", "star.device", "star.proof", "star.ranks"},
     {"star.decoder", "star.positions", "star.cache", "star.lora", "star.tasks"},
-    {"star.sampler", "star.schedule", "star.batch", "star.prompts", "star.reward", "checkpoints"},
+    {"star.sampler", "star.schedule", "star.batch", "star.prompts", "star.reward", "star.shard", "checkpoints"},
     {"star.rollout", "star.finetune", "star.evaluate", "star.select", "star.judge", "star.best_of",
      "star.degenerate", "star.drift"},
     {"star.pool"},
@@ -26,7 +26,8 @@ WHOLE = ("kernels", "star.tasks", "checkpoints", "star.run", "star.experiments")
 ENGINE = {"loop", "rollout", "finetune", "evaluate", "sampler", "schedule", "draws", "text", "batch", "prompts",
           "decoder", "positions", "cache", "lora", "problem", "config", "ranks"}  # fmt: skip
 CORE = {"train", "sample", "star.tasks.arithmetic", "kernels", *(f"star.{name}" for name in ENGINE)}
-OPTIONAL = {"fcntl", "matplotlib", "regex", "gguf", "jinja2", "pyarrow", "torch.utils.tensorboard"}  # extras, systems
+OPTIONAL = {"fcntl", "matplotlib", "regex", "gguf", "jinja2", "pyarrow", "torch.utils.tensorboard",
+            "torch.distributed.fsdp"}  # extras, systems; and what takes a second to import
 FOREIGN = {"transformers", "peft", "tokenizers", "huggingface_hub", "triton", "pickle"}
 FILES = sorted(
     [*ROOT.glob("*.py"), *(p for top in ("star", "kernels", "checkpoints") for p in (ROOT / top).rglob("*.py"))]
