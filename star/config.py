@@ -109,6 +109,8 @@ class StarConfig:
                                 low=1, high=10**6)
     merge: bool | None = setting(None, "sample from merged weights, a second copy, or from live adapters (default: "
                                  "merged where memory allows)")
+    shard: bool | None = setting(None, "each of several ranks keeps a share of the frozen blocks, and all put them "
+                                 "together as they compute (default: where a rank has no room for all)")
 
     def __post_init__(self):
         for f in fields(self):
@@ -250,6 +252,9 @@ CONFLICTS = (
              "--reward-by and --reward-format say how a reward model is asked: name one by --reward"),
     Conflict(("reward_weights", "reward"), lambda s, _: bool(s.reward_weights) and not s.reward and not s.candidates,
              "--reward-weights {reward_weights} weighs the scores of a reward model: name one by --reward"),
+    Conflict(("shard", "merge"), lambda s, _: bool(s.shard and s.merge),
+             "--merge samples from a whole second copy of the weights, and --shard keeps not even one: leave one of "
+             "them out"),
     Conflict(("skip_bad", "candidates"), lambda s, _: s.skip_bad and not s.candidates,
              "--skip-bad speaks of --candidates: name a file, or leave it out"),
 )

@@ -220,7 +220,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Block(c, i) for i in range(c.n_layers))
         self.norm = Norm(c.d_model, c.norm, c.norm_eps)
         self.lm_head = None if c.tied else Linear(c.d_model, {"lm_head": c.vocab}, c.bias_head)
-        self.sharded = False  # has each of several processes a share of the blocks (star/shard)? Then they are not read
+        self.sharded = False  # has each of several processes a share of the blocks (star/shard)?
 
     @property
     def device(self) -> torch.device:
@@ -278,6 +278,7 @@ class Decoder(nn.Module):
         "layers.0.self_attn.k_proj.weight" is some rows of qkv_proj's matrix. weight: which matrix a linear shows.
         inside: those of one module, by its path.
         """
+        assert not self.sharded, "no process has all weights"
         for path, module in self.named_modules():
             if inside and not f"{path}.".startswith(f"{inside}."):
                 continue

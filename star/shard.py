@@ -7,8 +7,9 @@ A block is whole only while it computes, and all ranks put it together at once. 
 that waits for the others (star/ranks) goes on idle as long as one of them needs the blocks. Embedding, last norm and
 head are read outside of any block, and adapters are trained: every rank has them whole.
 
-It costs, a forward, the bytes of all blocks between the ranks (a backward, them again) and a number told before it; a
-phase takes as many forwards as its slowest rank. It does not read weights from a disk: checkpoints does.
+It costs, a forward, the bytes of all blocks between the ranks (a backward, them again), however few rows it has, and a
+number told before it; a phase takes as many forwards as its slowest rank. Graphs, merged weights and a second try where
+memory ran out are left out. It does not read weights from a disk: checkpoints does.
 """
 
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from star.device import out_of_memory
 from star.lora import LoraLinear, trainable
 from star.ranks import Ranks, all_there
 
-WAITS, READS, LEARNS, RECOMPUTES = range(4)  # what a rank needs: nothing, a forward, a backward too, with recompute
+WAITS, READS, LEARNS = range(3)  # what a rank needs: nothing, a forward, a backward behind it
 FORGET = 1000  # forwards after which torch's record of their order, which only a backward pass ends, is ended
 ALL_GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name before torch 2.13
 
@@ -55,20 +56,20 @@ class Turns(Ranks):
         """The blocks are split; each forward of the model is a turn now."""
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
+        assert trainable(model), "adapters come first: star/lora swaps modules, which torch knows from here on"
         fully_shard(model, mesh=_mesh(model), ignored_params={p for p in model.parameters() if not _is_share(p)})
         register_fsdp_forward_method(model, "hidden")
-        assert trainable(model), "adapters come before: star/lora swaps modules, of which torch knows by now"
         self._hidden, self._forwards = model.hidden, 0
         self.model, model.hidden, model.sharded = model, self.hidden, True
 
     def hidden(self, tokens: Tensor, context: Context | None = None, recompute: bool = False) -> Tensor:
         """Decoder.hidden, together with all other ranks. Raises ConnectionError when one of them is gone, ValueError
         when memory runs out."""
-        need = READS if not torch.is_grad_enabled() else RECOMPUTES if recompute else LEARNS
+        need = LEARNS if torch.is_grad_enabled() else READS
         if (asked := self._ask(need)) != need:
             raise ValueError(f"rank {self.rank} needs the weights for something else ({need}) than another rank "
                              f"({asked}): ranks that share weights must run the same program")
-        return self._forward(tokens, context, need)
+        return self._forward(tokens, context, recompute)
 
     def gather(self, value) -> list:
         self._wait()
@@ -98,14 +99,14 @@ class Turns(Ranks):
     def _idle(self, need: int) -> None:
         params = list(trainable(self.model).values())
         with torch.set_grad_enabled(need != READS):
-            x = self._forward(torch.zeros(1, 1, dtype=torch.int64, device=self.model.device), None, need)
+            x = self._forward(torch.zeros(1, 1, dtype=torch.int64, device=self.model.device))
             if need != READS:
                 torch.autograd.grad(x.sum(), params)
 
-    def _forward(self, tokens: Tensor, context: Context | None, need: int) -> Tensor:
+    def _forward(self, tokens: Tensor, *how) -> Tensor:
         self._forwards += 1
         with _no_second_try(self.rank):
-            return self._hidden(tokens, context, need == RECOMPUTES)
+            return self._hidden(tokens, *how)
 
 
 @contextmanager

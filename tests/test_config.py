@@ -94,6 +94,7 @@ TOGETHER = [
     ({"reward_by": "likelihood"}, ["--reward-by", "name one by --reward"]),
     ({"reward_weights": "1,2"}, ["--reward-weights 1,2", "--reward"]),
     ({"skip_bad": True}, ["--skip-bad", "--candidates"]),
+    ({"shard": True, "merge": True}, ["--merge", "--shard", "leave one"]),
 ]
 
 

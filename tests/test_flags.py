@@ -146,7 +146,7 @@ def test_settings_and_options_are_refused_on_resume(own_folder, capsys):
         (["--digits", "2"], "leave out --digits"), (["--shots", "2"], "leave out --shots"),
         (["--lr", "1", "--no-rationalize"],
          "--lr is 1.0, and the run was begun with 0.005; --rationalize is False, and the run was begun with True; only "
-         "--extend, --iterations, --device, --slots, --micro-tokens, --save-every may change"),
+         "--extend, --iterations, --device, --slots, --micro-tokens, --save-every, --shard may change"),
         (["--preset", "quick"], "leave out --preset"), (["--task", "columns"], "--task is columns, and the run was"),
         (["--out", "x"], "and its folder: leave out --out"),
     ):
@@ -298,6 +298,7 @@ def test_every_conflict_can_be_resolved_for_flags():
         ("wanted", "select"): ({"wanted": 9, "reward": "a"}, {"select": "correct+reward"}),
         ("reward_threshold", "select"): (
             {"reward_threshold": 1.0, "select": "reward-blind", "reward": "a"}, {"select": "correct"}),
+        ("shard", "merge"): ({"merge": True}, {"shard": True}),
     }
     lacking = {("samples",), ("select", "reward"), ("reward_by", "reward_format", "reward"), ("skip_bad", "candidates"),
                ("reward_weights", "reward")}  # no flag takes a folder or file away

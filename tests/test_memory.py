@@ -351,6 +351,20 @@ def test_a_cpu_with_little_memory_takes_fewer_slots(monkeypatch):
     assert fitted(model, replace(config, slots=400), lengths, 68, 10**6, CPU)[0].slots == 400, "what was set stays"
 
 
+def test_ranks_that_share_the_blocks_have_a_part_each_and_some_on_their_way():
+    model = random_decoder(n_layers=8, tied=True)
+    blocks, ends = (sum(p.nbytes for p in m.parameters()) for m in (model.layers, model.embed_tokens))
+    ends += model.norm.weight.nbytes
+    config = StarConfig(slots=2)
+    alone, half, tenth = (memory(model, config, Lengths(24, 0), 68, 9, CPU, shares) for shares in (1, 2, 10))
+    assert alone.weights == ends + blocks
+    assert half.weights == ends + blocks // 2 + 3 * blocks // 8
+    assert tenth.weights == ends + -(-blocks // 10) + 3 * blocks // 8
+    assert (alone.copy > 0, half.copy) == (True, 0)
+    assert replace(half, weights=0, copy=0) == replace(alone, weights=0, copy=0)
+    assert fitted(model, config, Lengths(24, 0), 68, 9, CPU, 10)[1] == tenth
+
+
 def test_sizes_for_people():
     assert [size(n) for n in (0, 538_112 * 4, 2**28 - 2**20, 2**28, 27 * 2**29)] == [
         "0.0 MiB", "2.1 MiB", "255.0 MiB", "0.25 GiB", "13.50 GiB"]  # fmt: skip

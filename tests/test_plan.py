@@ -14,10 +14,12 @@ from star import prompts
 from star.config import StarConfig
 from star.lora import lora_modules, trainable
 from star.problem import Problem, Shot
-from star.run.memory import Lengths, memory
+from star.ranks import ONE, Ranks
+from star.run.memory import Lengths, Memory, memory
 from star.run.models import JOIN, load_base, measure_prompts
-from star.run.plan import build, make_plan
+from star.run.plan import build, make_plan, shared
 from star.run.work import Work
+from star.shard import Turns
 from star.tasks import Task, load_task
 
 CPU = torch.device("cpu")
@@ -138,9 +140,9 @@ def test_a_conversation_counts_with_its_template(tokenizer):
 # the plan
 
 
-def plan_of(task, generates=True, **settings):
+def plan_of(task, generates=True, ranks=ONE, **settings):
     """The plan of a run of the shipped model on a task that is here already."""
-    return make_plan(StarConfig(**settings), {"digits": "1"}, lambda _: task, generates)
+    return make_plan(StarConfig(**settings), {"digits": "1"}, lambda _: task, generates, ranks=ranks)
 
 
 def test_a_plan_leaves_the_callers_task_as_it_is():
@@ -207,6 +209,49 @@ def test_a_run_without_room_is_refused_before_weights_are_read(monkeypatch):
     refused(build, plan, words=("the run needs", "cpu has", "--rank"))
     monkeypatch.setattr(star.run.models, "free_memory", lambda device: plan.memory.weights - 1)
     refused(load_base, plan.model, plan.device, words=("the weights need 2.1 MiB in float32", "--dtype bfloat16"))
+
+
+class Heard(Ranks):
+    """Ranks that say what they are made to say."""
+
+    def __init__(self, *said):
+        super().__init__(0, len(said))
+        self.said, self.asked = said, []
+
+    def gather(self, value):
+        self.asked.append(value)
+        return list(self.said)
+
+
+def test_ranks_share_the_weights_where_one_has_no_room_or_they_are_told_to(monkeypatch):
+    need = Memory(weights=100, adapters=10, copy=40, sampling=30, training=20, slots=1)  # 140 without a copy
+
+    def kind(free, ranks, device=CPU, **settings):
+        monkeypatch.setattr(star.run.plan, "free_memory", lambda _: free)
+        return type(shared(StarConfig(**settings), need, device, ranks))
+
+    for free, short in ((139, True), (140, False), (None, False)):
+        ranks = Heard(False, False)
+        assert kind(free, ranks) is Heard
+        assert ranks.asked == [short]
+        assert kind(free, Heard(False, True)) is Turns  # another lacks it
+        assert kind(free, Heard(False, False), shard=True) is Turns
+        assert kind(free, ONE) is Ranks
+    for settings in ({"shard": False}, {"merge": True}):
+        ranks = Heard(False, False)
+        assert kind(1, ranks, **settings) is Heard
+        assert ranks.asked == [False]
+    refused(lambda: kind(139, ONE, shard=True), words=("--shard", "torchrun", "--no-shard"))
+    apple = torch.device("mps")
+    refused(lambda: kind(139, Heard(False, False), apple, shard=True), words=("--shard", "mps", "--no-shard"))
+    assert kind(139, Heard(False, False), apple) is Heard
+    monkeypatch.undo()
+    plan = plan_of(Questions(["1"] * 5, ["2"]), slots=2, shard=True, ranks=Heard(False, False))
+    alone = plan_of(Questions(["1"] * 5, ["2"]), slots=2)
+    assert isinstance(plan.ranks, Turns)
+    assert any("shared out over 2 ranks" in note for note in plan.notes)
+    assert plan.memory.copy == 0 < alone.memory.copy
+    assert plan.memory.adapters == alone.memory.adapters
 
 
 def test_what_is_built_from_a_plan():

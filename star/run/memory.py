@@ -62,10 +62,11 @@ class Memory:
         return ", ".join(f"{name} {size(n)}" for name, n in parts.items() if n)
 
 
-def memory(model: Decoder, config: StarConfig, lengths: Lengths, max_new: int, rows: int, device: torch.device
-           ) -> Memory:
-    """What a run on this outline of a model needs. max_new: tokens of a rationale. rows: the most a phase samples."""
-    weights, c = sum(t.nbytes for _, t in model.tensors()), model.config
+def memory(model: Decoder, config: StarConfig, lengths: Lengths, max_new: int, rows: int, device: torch.device,
+           shares: int = 1) -> Memory:
+    """What a run on this outline of a model needs. max_new: tokens of a rationale. rows: the most a phase samples.
+    shares: ranks that share the blocks; of one of them then."""
+    weights, c = held(model, shares), model.config
     cpu, free = device.type == "cpu", free_memory(device)
     scores = not cpu and not nvidia(device)  # of attention are held: there is a kernel on some of AMD's at most
     token = KVCache.bytes_a_token(c, model.dtype)
@@ -81,6 +82,7 @@ def memory(model: Decoder, config: StarConfig, lengths: Lengths, max_new: int, r
     adapters = 4 * max(model.dtype.itemsize, 4) * config.rank * sum(out + n_in for out, n_in in shapes)
     left = None if cpu or free is None else free - weights - adapters // 4  # when the sampler decides; no moments yet
     merges = left is None or copy < 0.5 * left if config.merge is None else config.merge  # as Sampler.merges does
+    merges &= shares == 1
     return Memory(
         weights=weights,
         adapters=adapters,
@@ -89,6 +91,12 @@ def memory(model: Decoder, config: StarConfig, lengths: Lengths, max_new: int, r
         training=training(model, config, lengths, max_new, cpu, scores),
         slots=slots,
     )
+
+
+def held(model: Decoder, shares: int) -> int:
+    """Bytes of weights: all; or a share of the blocks, and three whole ones: at work, on its way, and ahead."""
+    whole, blocks = (sum(t.nbytes for _, t in model.tensors(inside=part)) for part in ("", "layers"))
+    return whole if shares == 1 else whole - blocks + -(-blocks // shares) + 3 * -(-blocks // model.config.n_layers)
 
 
 def passing(model: Decoder, config: StarConfig, lengths: Lengths, slots: int, cpu: bool, scores: bool = False
@@ -153,15 +161,15 @@ def keeps_scores(c: DecoderConfig, dtype: torch.dtype, length: int, cpu: bool, w
     return bool(c.attn_cap) or c.alibi or (window or length) < length or (cpu and dtype.itemsize < 4)
 
 
-def fitted(model: Decoder, config: StarConfig, lengths: Lengths, max_new: int, rows: int, device: torch.device
-           ) -> tuple[StarConfig, Memory, list[str]]:
+def fitted(model: Decoder, config: StarConfig, lengths: Lengths, max_new: int, rows: int, device: torch.device,
+           shares: int = 1) -> tuple[StarConfig, Memory, list[str]]:
     """(settings, what a run needs with them, notes): what nobody set is chosen so that it fits.
 
     Slots, where half of the memory that weights leave does not stand beside the merged copy and a prefill; on a GPU
     also the tokens trained on at a time, so that a resumed run takes as many. What was set stays as it is.
     """
     def needs(**changed) -> Memory:
-        return memory(model, replace(config, **changed), lengths, max_new, rows, device)
+        return memory(model, replace(config, **changed), lengths, max_new, rows, device, shares)
 
     free, need, notes = free_memory(device), needs(), []
     if free is None:

@@ -14,8 +14,10 @@ from star import prompts
 from star.config import StarConfig
 from star.decoder import Decoder
 from star.device import check_dtype, choose_dtype, free_memory
+from star.lora import add_lora, reset
 from star.problem import Problem
 from star.run.memory import Lengths, size
+from star.shard import Turns
 from star.tasks import Task
 from star.tasks.records import named
 
@@ -44,6 +46,16 @@ def load_base(model: Decoder, device: torch.device) -> Decoder:
     """Weights for an outline, on its device, if there is room."""
     room(model, device)
     return checkpoints.fill(model, device)
+
+
+def load_shared(model: Decoder, device: torch.device, config: StarConfig, turns: Turns) -> Decoder:
+    """The same for ranks that share it: each reads block by block and keeps its share. With fresh adapters, which have
+    to be there before."""
+    add_lora(model, config.rank, config.alpha)  # an outline's
+    checkpoints.fill(model, device, turns.split)
+    turns.join(model)
+    reset(model)
+    return model
 
 
 def room(model: Decoder, device: torch.device) -> None:

@@ -22,12 +22,14 @@ from star.config import StarConfig
 from star.decoder import Decoder
 from star.device import choose_device, free_memory
 from star.lora import add_lora, trainable
+from star.ranks import ONE, Ranks
 from star.run.memory import Lengths, Memory, fitted, refuse, size
-from star.run.models import JOIN, load_base, load_tokenizer, measure_prompts, outline, recast
+from star.run.models import JOIN, load_base, load_shared, load_tokenizer, measure_prompts, outline, recast
 from star.run.others import Others, plan_others
 from star.run.screen import legible
 from star.run.work import Work
 from star.sampler import Sampler
+from star.shard import Turns
 from star.tasks import Task, ask, load_task
 from star.tasks.records import named
 from star.text import visible
@@ -48,6 +50,7 @@ class Plan:
     memory: Memory
     notes: list[str]
     others: Others
+    ranks: Ranks = ONE  # as the loop is to have them: Turns, where they share the frozen blocks
 
     @property
     def max_len(self) -> int:
@@ -56,11 +59,11 @@ class Plan:
 
 
 def make_plan(config: StarConfig, options: dict, of: Callable[[Task], Task] = lambda task: task,
-              generates: bool = True, trains: bool = True) -> Plan:
+              generates: bool = True, trains: bool = True, ranks: Ranks = ONE) -> Plan:
     """The plan of a run with these settings and task options. ValueError or OSError says what cannot be.
 
     of: what to make of the task before it is used. generates: False for a run that samples no training text. trains:
-    False for one that only samples.
+    False for one that only samples. ranks: the processes that plan and run it together.
     """
     folder, device = Path(config.model or checkpoints.SHIPPED), choose_device(config.device)
     model = outline(folder, config, device)
@@ -84,10 +87,27 @@ def make_plan(config: StarConfig, options: dict, of: Callable[[Task], Task] = la
                          f"{' that fit into the context of the model' if too_long else ''}")
     others = plan_others(config, task, tokenizer, model, max_new, device)
     work = Work.of(config, len(task.train), len(task.heldout), generates, others.pool.answers_a_problem(config))
-    config, needs, chosen = fitted(model, config, lengths, max_new, max(work.sampled), device)
-    notes += [*tokenizer.notes, *marks, *others.notes, *recast(folder, config, model), *chosen]
+    chosen = fitted(model, config, lengths, max_new, max(work.sampled), device)
+    ranks = shared(config, chosen[1], device, ranks)
+    if isinstance(ranks, Turns):
+        chosen = fitted(model, config, lengths, max_new, max(work.sampled), device, ranks.size)
+        notes.append(f"the frozen blocks are shared out over {ranks.size} ranks, and adapters sampled live")
+    config, needs, said = chosen
+    notes += [*tokenizer.notes, *marks, *others.notes, *recast(folder, config, model), *said]
     return Plan(config, device, model, tokenizer, task, max_new, lengths, work, replace(needs, others=others.bytes),
-                notes, others)
+                notes, others, ranks)
+
+
+def shared(config: StarConfig, need: Memory, device: torch.device, ranks: Ranks) -> Ranks:
+    """The ranks, as Turns where they are to share the frozen blocks: --shard, or one of them lacks room for all."""
+    if config.shard and (ranks.size == 1 or device.type == "mps"):
+        here = "this is one" if ranks.size == 1 else f"torch cannot on {device.type}"
+        raise ValueError(f"--shard gives each of several processes a share of the weights, and {here}: start it by "
+                         "torchrun on CPUs or CUDA, or say --no-shard")
+    free = free_memory(device) if device.type != "mps" else None
+    short = config.shard is None and not config.merge and free is not None and need.most - need.copy > free
+    shares = config.shard or (ranks.size > 1 and any(ranks.gather(short)))
+    return Turns(ranks.rank, ranks.size) if shares else ranks
 
 
 @contextlib.contextmanager
@@ -138,13 +158,14 @@ def suits(task: Task, config: StarConfig, trains: bool = True) -> None:
 
 def build(plan: Plan) -> Sampler:
     """A sampler around the base with fresh adapters, if the device has room for all of it."""
-    config = plan.config
+    config, shares = plan.config, isinstance(plan.ranks, Turns)
     refuse(plan.memory, free_memory(plan.device), plan.device, config)
-    model = load_base(plan.model, plan.device)
+    model = load_shared(plan.model, plan.device, config, plan.ranks) if shares else load_base(plan.model, plan.device)
     sampler = Sampler(model, config.slots, plan.max_len, plan.tokenizer, config.merge)
     # on a GPU with room for all, graphs outlast training: they are recorded once a run
     sampler.stays = plan.device.type == "cuda" and plan.memory.together <= (free_memory(plan.device) or 0)
-    add_lora(model, config.rank, config.alpha)
+    if not shares:
+        add_lora(model, config.rank, config.alpha)
     return sampler
 
 
