@@ -36,7 +36,7 @@ from star.run.signals import Stopped, stop
 from star.run.together import Watch, agree, share_state, surroundings, together
 from star.sampler import Sampler
 
-FREE_ON_RESUME = ("iterations", "device", "slots", "micro_tokens", "save_every")  # settings that may change half-way
+FREE_ON_RESUME = ("iterations", "device", "slots", "micro_tokens", "save_every", "shard")  # may change half-way
 
 
 @command
@@ -56,7 +56,7 @@ def train(argv: list[str], ranks: Ranks, watch: Watch) -> None:
     if flags.check:
         if flags.out or flags.resume:
             raise ValueError("--check starts no run: leave out --out and --resume")
-        print("\n".join(check(make_plan(StarConfig(**flags.settings), flags.options))))
+        print("\n".join(check(make_plan(StarConfig(**flags.settings), flags.options, ranks=ranks))))
         return
     said = flags.settings | flags.options | {"resume": flags.resume and str(flags.resume)}
     agree(ranks, {"--" + name.replace("_", "-"): value for name, value in said.items()})
@@ -71,7 +71,8 @@ def train(argv: list[str], ranks: Ranks, watch: Watch) -> None:
         for metrics in run.metrics():
             progress.row(metrics, None)
         try:
-            for event in star(sampler, plan.tokenizer, plan.task, plan.config, state, given, plan.others.pool, ranks):
+            for event in star(sampler, plan.tokenizer, plan.task, plan.config, state, given, plan.others.pool,
+                              plan.ranks):
                 run.record(event, sampler.model)
                 progress.show(event, run)
                 if writer:
@@ -105,8 +106,8 @@ def begin(flags: Flags, ranks: Ranks) -> tuple[Run, Plan, Sampler, State, list[G
     run, state, given = resumed(flags) if flags.resume else (None, State(), [])
     config, options = (run.config, run.options) if run else (StarConfig(**flags.settings), flags.options)
     ranks.share([asdict(config), options])
-    plan = make_plan(config, options)
-    sampler = build(plan)
+    plan = make_plan(config, options, ranks=ranks)
+    sampler, ranks = build(plan), plan.ranks
     agree(ranks, surroundings(sampler.model, plan.config, options))
     here = facts(sampler.model, sampler.slots, ranks.size)
     if run is None:  # only now: what cannot start leaves no folder behind
@@ -124,8 +125,8 @@ def begin(flags: Flags, ranks: Ranks) -> tuple[Run, Plan, Sampler, State, list[G
 def follow(ranks: Ranks) -> None:
     """The same loop on rank 1, 2, ...: what happens in it rank 0 writes down."""
     config, options = ranks.share()
-    plan = make_plan(StarConfig(**config), options)
-    sampler = build(plan)
+    plan = make_plan(StarConfig(**config), options, ranks=ranks)
+    sampler, ranks = build(plan), plan.ranks
     agree(ranks, surroundings(sampler.model, plan.config, options))
     state, given = share_state(ranks, sampler.model, State(), [])
     for _ in star(sampler, plan.tokenizer, plan.task, plan.config, state, given, plan.others.pool, ranks):
