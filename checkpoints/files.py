@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from kernels.int8 import quantize
 from star.text import once
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
@@ -186,11 +187,12 @@ class TensorFile:
         self.read_into(name, out)
         return out
 
-    def read_into(self, name: str, out: Tensor, order: Tensor | None = None) -> bool:
+    def read_into(self, name: str, out: Tensor, order: Tensor | None = None, scale: Tensor | None = None) -> bool:
         """Copy the tensor into `out`, of its shape and any float dtype and device. Are all its numbers finite and below
         2^40? (One flipped bit makes 1e37 of a weight, and what computes with that is NaN.)
 
-        order (rows,): row i of `out` is the file's row order[i].
+        order (rows,): row i of `out` is the file's row order[i]. scale (rows,): for an `out` of int8, the scale of each
+        row, which is written too (kernels/int8).
         """
         assert out.shape == self.entries[name].shape, f"{name}: {out.shape} != {self.entries[name].shape}"
         out = out if out.ndim else out[None]  # a single number is one row
@@ -199,10 +201,14 @@ class TensorFile:
         finite = True
         for row, chunk in self.chunks(name, into=out if straight else None):
             finite &= _finite(chunk)
+            at = slice(row, row + len(chunk)) if place is None else place[row : row + len(chunk)].to(out.device)
+            if scale is not None:
+                chunk, scales = quantize(chunk)
+                scale[at] = scales.to(scale)
             if place is not None:
-                out[place[row : row + len(chunk)].to(out.device)] = chunk.to(out)
+                out[at] = chunk.to(out)
             elif not straight:
-                out[row : row + len(chunk)].copy_(chunk)
+                out[at].copy_(chunk)
         return finite
 
     def chunks(self, name: str, into: Tensor | None = None) -> Iterator[tuple[int, Tensor]]:

@@ -118,8 +118,9 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", dtype: torc
 def fill(model: Decoder, device: str | torch.device, each: Callable[[nn.Module], None] | None = None) -> Decoder:
     """Give an outline its memory on `device`, and read its weights there in the dtype that the outline has now.
 
-    each: is given every block once it is filled, and may put less in its place before the next is made (star/shard).
-    Adapters that the outline has get memory, and no values yet.
+    Weights in 8 bits (star/lora) are rounded piece by piece, so that they are never there twice. each: is given every
+    block once it is filled, and may put less in its place before the next is made (star/shard). Adapters that the
+    outline has get memory, and no values yet.
     """
     device = torch.device(device)
     check_dtype(device, model.dtype)
@@ -140,11 +141,13 @@ def _fill(model: Decoder, device: torch.device, inside: str = "") -> Decoder:
             setattr(module, name, nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device=device), p.requires_grad))
     files, layout = model.source.files, model.source.layout
     views = {layout.name(name): (name, view) for name, view in model.tensors(inside=inside)}
+    scales = dict(model.tensors(lora.row_scales, inside))
     names = sorted(views, key=lambda n: (files[n].path, files[n].entries[n].start))  # as they lie on the disk
 
     def read(name: str) -> bool:
         canonical, view = views[name]
-        return files[name].read_into(name, view, layout.order(canonical))
+        scale = scales[canonical] if view.dtype == torch.int8 else None
+        return files[name].read_into(name, view, layout.order(canonical), scale)
 
     readers = 1 if device.type == "mps" else READERS  # several threads crash Metal (pytorch issue 197805)
     with ThreadPoolExecutor(readers) as pool:
@@ -227,9 +230,27 @@ def _check(model: Decoder) -> None:
 
 
 def named_tensors(model: Decoder, layout: Layout) -> Iterator[tuple[str, Tensor]]:
-    """(the file's name, tensor in the file's order of rows) of all weights, adapters merged in one linear at a time."""
-    for canonical, view in model.tensors(lora.merged_weight):
+    """(the file's name, tensor in the file's order of rows) of all weights, adapters merged in one linear at a time.
+
+    Where the model has 8 bits of them, they are read again from where it was loaded: what is written was not rounded.
+    """
+    adapted = lora.adapted(model)
+    for canonical, view in model.tensors() if lora.is_int8(model) else model.tensors(lora.merged_weight):
+        if view.dtype == torch.int8:
+            view = _unrounded(model, canonical, view, adapted.get(canonical))
         yield layout.name(canonical), layout.rows_for_file(canonical, view)
+
+
+@torch.no_grad()
+def _unrounded(model: Decoder, canonical: str, view: Tensor, adapter: tuple[float, Tensor, Tensor] | None) -> Tensor:
+    """W + scale B A of a linear whose weight the model has in 8 bits, W from its file."""
+    name = model.source.layout.name(canonical)
+    wide = torch.empty(view.shape, dtype=model.dtype, device=view.device)
+    model.source.files[name].read_into(name, wide, model.source.layout.order(canonical))
+    if adapter is None:
+        return wide
+    scale, A, B = adapter
+    return (wide.to(A.dtype) + scale * (B @ A)).to(wide.dtype)
 
 
 def save_model(model: Decoder, path: str | Path, config: dict) -> None:
@@ -244,6 +265,7 @@ def save_model(model: Decoder, path: str | Path, config: dict) -> None:
 def export_merged(model: Decoder, path: str | Path, most_shard: int = MOST_SHARD) -> None:
     """Write a folder that transformers, vLLM and PEFT load: the model of `load_model`, its adapters merged in.
 
+    Adapters beside weights of 8 bits are merged into those that the source's files hold, which were not rounded.
     Tensors stand under the source's names, in files of at most `most_shard` bytes (a larger tensor has one of its own);
     what the decoder does not use (a vision tower) and the tokenizer's files are copied; config.json is the source's,
     byte for byte unless the dtype or the tying of the head differs. It is written last and makes the folder whole.
@@ -257,7 +279,7 @@ def export_merged(model: Decoder, path: str | Path, most_shard: int = MOST_SHARD
     views = {source.layout.name(n): view for n, view in model.tensors()}
     others = {n: f for n, f in source.files.items() if n not in views}  # a vision tower, a tied head
     head, embedding = (source.layout.name(n) for n in ("lm_head.weight", "embed_tokens.weight"))
-    sizes = {n: v.nbytes for n, v in views.items()} | {
+    sizes = {n: v.numel() * model.dtype.itemsize for n, v in views.items()} | {
         n: views[embedding].nbytes if n == head else f.entries[n].size for n, f in others.items()}
     stream = itertools.chain(named_tensors(model, source.layout), (
         (n, views[embedding].clone() if n == head else f.read(n)) for n, f in others.items()))
@@ -298,4 +320,5 @@ def describe(model: Decoder) -> str:
     """For people: "llama, 538,880 parameters, float32"."""
     total = sum(p.numel() for m in model.modules() if isinstance(m, Linear | Norm) for p in (m.weight, m.bias)
                 if p is not None)
-    return f"{model.source.config['model_type']}, {total:,} parameters, {_name(model.dtype)}"
+    bits = ", linears in 8 bits" if lora.is_int8(model) else ""
+    return f"{model.source.config['model_type']}, {total:,} parameters, {_name(model.dtype)}{bits}"

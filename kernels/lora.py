@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels import int8
+
 
 def lora_linear_reference(
     x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor | Sequence[Tensor], scale: float
@@ -27,14 +29,16 @@ def lora_linear_reference(
 
 
 def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor | Sequence[Tensor], scale: float,
-                make: Callable[[Tensor], Tensor] | None = None, cast: Sequence[Tensor] | None = None) -> Tensor:
+                make: Callable[[Tensor], Tensor] | None = None, cast: Sequence[Tensor] | None = None,
+                rows: Tensor | None = None) -> Tensor:
     """The same in fewer passes: each part is added into the base output in place. weight and bias must be frozen.
 
     make: the map reads make(x), a norm or an activation: cheap, of x's dtype, and with nothing to train inside. The
     backward pass makes it again from x, which is kept instead: often something before needs x too, or x is smaller.
-    cast: A and all B in x's dtype, where the caller has them, or they are cast here.
+    cast: A and all B in x's dtype, where the caller has them, or they are cast here. rows (out,): the scale of each row
+    of an int8 weight (kernels/int8), which is widened for the moment of a product and never kept so.
     """
-    return _LoraLinear.apply(x, make, weight, bias, scale, cast, A, *([B] if isinstance(B, Tensor) else B))
+    return _LoraLinear.apply(x, make, weight, bias, scale, cast, rows, A, *([B] if isinstance(B, Tensor) else B))
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -44,22 +48,22 @@ class _LoraLinear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, make, weight, bias, scale, cast, *adapters):
+    def forward(ctx, x, make, weight, bias, scale, cast, rows, *adapters):
         A, *B = cast or [t.to(x.dtype) for t in adapters]
         h = x if make is None else make(x)
         flat = h.reshape(-1, h.shape[-1])  # (N, in)
-        y = F.linear(flat, weight, bias)  # (N, out)
+        y = F.linear(flat, weight, bias) if rows is None else int8.product(flat, weight, rows, bias)  # (N, out)
         product = F.linear(flat, A)  # (N, sum of r_i)
         for columns, p, b in _parts(y, product, B):
             columns.addmm_(p, b.t(), alpha=scale)
         ctx.make, ctx.scale, ctx.dtype = make, scale, adapters[0].dtype
-        ctx.save_for_backward(x, weight, product, A, *B)
+        ctx.save_for_backward(x, weight, rows, product, A, *B)
         return y.view(*h.shape[:-1], y.shape[1])
 
     @staticmethod
     def backward(ctx, grad):
-        assert not any(ctx.needs_input_grad[1:6]), "the base weight and bias of a LoRA linear are frozen"
-        x, weight, product, A, *B = ctx.saved_tensors
+        assert not any(ctx.needs_input_grad[1:7]), "the base weight and bias of a LoRA linear are frozen"
+        x, weight, rows, product, A, *B = ctx.saved_tensors
         h = x = x.detach().requires_grad_(ctx.needs_input_grad[0])
         if ctx.make is not None:
             with torch.enable_grad():
@@ -72,10 +76,11 @@ class _LoraLinear(torch.autograd.Function):
         d_A = (d_product.t() @ flat).to(ctx.dtype)
         d_B = [(columns.t() @ p).mul_(ctx.scale).to(ctx.dtype) for columns, p, _ in _parts(g, product, B)]
         if not ctx.needs_input_grad[0]:
-            return None, None, None, None, None, None, d_A, *d_B
-        d_h = (g @ weight).addmm_(d_product, A).view(h.shape)
+            return None, None, None, None, None, None, None, d_A, *d_B
+        wide = weight if rows is None else int8.dequantized(weight, rows, g.dtype)
+        d_h = (g @ wide).addmm_(d_product, A).view(h.shape)
         d_x = d_h if ctx.make is None else torch.autograd.grad(h, x, d_h)[0]
-        return d_x, None, None, None, None, None, d_A, *d_B
+        return d_x, None, None, None, None, None, None, d_A, *d_B
 
 
 def _parts(y: Tensor, product: Tensor, B: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

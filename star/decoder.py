@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from kernels.gated import silu_gated
+from kernels.int8 import int8_linear
 from kernels.norm import rms_norm
 from star.cache import Causal, Context
 from star.positions import Rope, alibi_slopes, rotary_table, rotate
@@ -111,7 +112,7 @@ class Linear(nn.Module):
     6-7 v_proj's; `forward` returns all 8 outputs side by side and the caller splits them.
 
     make: the cheap function that makes the input from x, a norm or an activation. Adapters (star/lora) then keep x for
-    the backward pass, and make the input again.
+    the backward pass, and make the input again. rows: the scale of each row where the weight is int8 (star/lora).
     """
 
     def __init__(self, n_in: int, parts: dict[str, int], bias: bool = False):
@@ -119,9 +120,13 @@ class Linear(nn.Module):
         self.parts = parts
         self.weight = nn.Parameter(torch.empty(sum(parts.values()), n_in))
         self.bias = nn.Parameter(torch.zeros(sum(parts.values()))) if bias else None
+        self.rows: Tensor | None = None
 
     def forward(self, x: Tensor, make: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        return F.linear(x if make is None else make(x), self.weight, self.bias)
+        x = x if make is None else make(x)
+        if self.rows is not None:
+            return int8_linear(x, self.weight, self.rows, self.bias)
+        return F.linear(x, self.weight, self.bias)
 
 
 class Attention(nn.Module):

@@ -278,6 +278,6 @@ def _check(model: Decoder, examples: Sequence[Example], params: dict, steps: int
 @torch.no_grad()
 def fingerprint(model: Decoder) -> torch.Tensor:
     """Sums over the bits of every frozen tensor, or of this rank's share of it: one that changed shows."""
-    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     frozen = [p.to_local() if hasattr(p, "to_local") else p for p in model.parameters() if not p.requires_grad]
     return torch.stack([p.view(integers[p.element_size()]).sum() for p in frozen])

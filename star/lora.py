@@ -2,7 +2,8 @@
 
 `add_lora` swaps the decoder's `Linear` modules for ones that share their weights and add A and B. `merged` builds a
 second decoder for sampling whose adapted weights are W + scale B A; the base is never added to in place, since in
-bfloat16 that rounding would stay. Reading and writing adapters is checkpoints/adapters.
+bfloat16 that rounding would stay. `make_int8` gives the frozen weights 8 bits (kernels/int8); adapters on these stay
+live. Reading and writing adapters is checkpoints/adapters.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,10 +30,10 @@ class LoraLinear(Linear):
 
     def __init__(self, base: Linear, ranks: dict[str, int], scale: float):
         nn.Module.__init__(self)
-        self.parts, self.weight, self.bias = base.parts, base.weight, base.bias
+        self.parts, self.weight, self.bias, self.rows = base.parts, base.weight, base.bias, base.rows
         self.ranks, self.scale = ranks, scale
         self.cast: tuple[list[tuple[int, int]], list[Tensor]] | None = None
-        wide = torch.promote_types(base.weight.dtype, torch.float32)
+        wide = torch.promote_types((base.weight if base.rows is None else base.rows).dtype, torch.float32)
         new = {"device": base.weight.device, "dtype": wide}
         self.A = nn.Parameter(torch.zeros(sum(ranks.values()), base.weight.shape[1], **new))
         self.B = nn.ParameterList(torch.zeros(rows, ranks[part], **new) for part, rows in self.parts.items())
@@ -44,18 +45,19 @@ class LoraLinear(Linear):
             return super().forward(x, make)
         if make is not None and self.weight.shape[1] < NARROW:
             x, make = make(x), None
-        return lora_linear(x, self.weight, self.bias, self.A, list(self.B), self.scale, make, self.narrow())
+        cast = self.narrow(x.dtype)
+        return lora_linear(x, self.weight, self.bias, self.A, list(self.B), self.scale, make, cast, self.rows)
 
-    def narrow(self) -> list[Tensor] | None:
-        """A and B in the base's narrower dtype, cast once an optimizer step and not at each use.
+    def narrow(self, dtype: torch.dtype) -> list[Tensor] | None:
+        """A and B in the model's narrower dtype, cast once an optimizer step and not at each use.
 
         Only in training: a sampler's replayed graph would not see that they are to be cast anew.
         """
-        if self.A.dtype == self.weight.dtype or not torch.is_grad_enabled():
+        if self.A.dtype == dtype or not torch.is_grad_enabled():
             return None
         written = [(p.data_ptr(), p._version) for p in (self.A, *self.B)]
         if self.cast is None or self.cast[0] != written:
-            self.cast = written, [p.detach().to(self.weight.dtype) for p in (self.A, *self.B)]
+            self.cast = written, [p.detach().to(dtype) for p in (self.A, *self.B)]
         return self.cast[1]
 
     def adapters(self) -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -65,7 +67,12 @@ class LoraLinear(Linear):
                 yield part, a, b
 
     def merged_weight(self) -> Tensor:
-        """W + scale B A in float32 or wider, rounded once to the base's dtype."""
+        """W + scale B A in float32 or wider, rounded once to the base's dtype.
+
+        ValueError for a weight in 8 bits: the sum rounded to them would lose most of what was learned.
+        """
+        if self.rows is not None:
+            raise ValueError("weights in 8 bits are not merged into: sample from the live adapters (merge=False)")
         delta = [b @ a for a, b in zip(self.A.split(list(self.ranks.values())), self.B, strict=True)]
         return (self.weight.to(self.A.dtype) + self.scale * torch.cat(delta)).to(self.weight.dtype)
 
@@ -79,6 +86,13 @@ def merged_weight(linear: Linear) -> Tensor:
 def lora_modules(model: Decoder) -> Iterator[tuple[str, LoraLinear]]:
     """(path, module) of every adapted module, in the model's order."""
     return ((path, module) for path, module in model.named_modules() if isinstance(module, LoraLinear))
+
+
+def adapted(model: Decoder) -> dict[str, tuple[float, Tensor, Tensor]]:
+    """(scale, A, B) of each adapted weight: "layers.0.self_attn.q_proj.weight", ..., as `Decoder.tensors` names them.
+    """
+    return {f"{path.rpartition('.')[0]}.{part}.weight": (module.scale, A, B)
+            for path, module in lora_modules(model) for part, A, B in module.adapters()}
 
 
 def trainable(model: Decoder) -> dict[str, nn.Parameter]:
@@ -131,7 +145,7 @@ def remove_lora(model: Decoder) -> None:
     for path, module in list(lora_modules(model)):
         with torch.device("meta"):
             plain = Linear(module.weight.shape[1], module.parts, module.bias is not None)
-        plain.weight, plain.bias = module.weight, module.bias
+        plain.weight, plain.bias, plain.rows = module.weight, module.bias, module.rows
         parent, _, name = path.rpartition(".")
         setattr(model.get_submodule(parent), name, plain)
 
@@ -152,6 +166,27 @@ def put(model: Decoder, values: dict[str, Tensor]) -> None:
     """Set the adapters to these values, by the names of `trainable`."""
     for name, p in trainable(model).items():
         p.copy_(values[name])
+
+
+def make_int8(model: Decoder) -> Decoder:
+    """Give the linears of an outline's blocks int8 weights with a scale a row (kernels/int8), which `fill` of
+    checkpoints/ rounds as it reads; norms, embedding and head stay as they are. Returns the outline.
+    """
+    assert model.device.type == "meta", model.device
+    wide = torch.promote_types(model.dtype, torch.float32)
+    for linear in (m for m in model.layers.modules() if isinstance(m, Linear)):
+        linear.weight = nn.Parameter(torch.empty(linear.weight.shape, dtype=torch.int8, device="meta"), False)
+        linear.rows = nn.Parameter(torch.empty(len(linear.weight), dtype=wide, device="meta"), False)
+    return model
+
+
+def is_int8(model: Decoder) -> bool:
+    return any(isinstance(m, Linear) and m.rows is not None for m in model.layers.modules())
+
+
+def row_scales(linear: Linear) -> Tensor:
+    """What `Decoder.tensors` is given to show the scales of int8 weights, under the weights' names."""
+    return (linear.weight if linear.rows is None else linear.rows).data
 
 
 def version(model: Decoder) -> tuple[tuple[int, int], ...]:

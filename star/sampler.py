@@ -29,7 +29,8 @@ class Sampler:
     slots: rows that decode together; None: as many as fit into half of the free memory, at most 512. max_len: prompt +
     new tokens of a row, the shared prefix not counted. With a tokenizer, ids beyond its vocabulary (padded rows of the
     head) are never drawn. merge: True samples a model that has adapters from merged weights, a second buffer; False
-    from the live adapters; None merges where that buffer fits. Raises ValueError for a cache that cannot fit.
+    from the live adapters; None merges where that buffer fits, and never into weights of 8 bits. Raises ValueError for
+    a cache that cannot fit.
 
     The cache, the slots' state, the prefix and a device's graphs stay between calls, since the chunks of a phase use
     them again: `release` gives their memory back.
@@ -132,7 +133,7 @@ class Sampler:
 
     def merges(self) -> bool:
         """Does it sample from merged weights, now that the model has (or gets) adapters?"""
-        if self.merge is not None or self.model.sharded:
+        if self.merge is not None or self.model.sharded or lora.is_int8(self.model):
             return bool(self.merge) and not self.model.sharded
         if self._twin is not None or self.model.device.type == "cpu":
             return True

@@ -86,16 +86,16 @@ def test_adapters_are_cast_once_for_each_writing_of_them():
     """Beside a bfloat16 base; where nothing is trained they are cast in place, as a recorded step would."""
     model = stir(add_lora(random_decoder(dtype=torch.bfloat16), rank=2))
     module = next(module for _, module in lora_modules(model))
-    first = module.narrow()
+    first = module.narrow(torch.bfloat16)
     assert [t.dtype for t in first] == [torch.bfloat16] * len(first)
     assert torch.equal(first[0], module.A.bfloat16())
-    assert module.narrow() is first
+    assert module.narrow(torch.bfloat16) is first
     stir(model, seed=2)
-    assert module.narrow() is not first
-    assert torch.equal(module.narrow()[1], module.B[0].bfloat16())
+    assert module.narrow(torch.bfloat16) is not first
+    assert torch.equal(module.narrow(torch.bfloat16)[1], module.B[0].bfloat16())
     with torch.no_grad():
-        assert module.narrow() is None
-    assert next(m for _, m in lora_modules(add_lora(random_decoder()))).narrow() is None
+        assert module.narrow(torch.bfloat16) is None
+    assert next(m for _, m in lora_modules(add_lora(random_decoder()))).narrow(torch.float64) is None
 
 
 def test_merging_again_keeps_the_buffers():
