@@ -17,7 +17,7 @@ OF_OTHERS = ("generators", "candidates", "skip_bad", "reward", "reward_by", "rew
              "reward_threshold")  # settings of other models and of a judge, which plain STaR does without
 
 
-def setting(default, help: str, choices: tuple[str, ...] = (), low: float | None = None, high: float | None = None):
+def setting(default, help: str, choices: tuple = (), low: float | None = None, high: float | None = None):
     """A dataclass field with its help text and the values it may take."""
     return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
 
@@ -105,6 +105,8 @@ class StarConfig:
     seed: int = setting(0, "of the draws: problems, samples, adapters, batches", low=0, high=2**63 - 1)
     device: str = setting("auto", "cpu, cuda (AMD too), cuda:1, ..., mps; auto: CUDA or else MPS if there is one")
     dtype: str = setting("auto", "of the frozen base", ("auto", "float32", "bfloat16", "float64"))
+    base_bits: int | None = setting(None, "bits of the frozen linears, with a scale a row: half the memory of bfloat16 "
+                                    "(default: those of --dtype)", (8,))
     slots: int | None = setting(None, "rows sampled at a time (default: what half the free memory holds, at most 512)",
                                 low=1, high=10**6)
     merge: bool | None = setting(None, "sample from merged weights, a second copy, or from live adapters (default: "
@@ -179,7 +181,8 @@ def checked(f: Field, value):
     if value == "":
         raise ValueError(f"{flag} is empty: leave it out, or give a value")
     if meta["choices"] and value not in meta["choices"]:
-        raise ValueError(f"{flag} is {value!r}; it must be one of {', '.join(meta['choices'])}")
+        raise ValueError(f"{flag} is {value!r}; it must be {'one of ' * (len(meta['choices']) > 1)}"
+                         f"{', '.join(map(str, meta['choices']))}")
     if kind is float and math.isnan(value):
         raise ValueError(f"{flag} is {value}; it must be a number")
     if meta["low"] is not None and value < meta["low"]:
@@ -255,6 +258,12 @@ CONFLICTS = (
     Conflict(("shard", "merge"), lambda s, _: bool(s.shard and s.merge),
              "--merge samples from a whole second copy of the weights, and --shard keeps not even one: leave one of "
              "them out"),
+    Conflict(("merge", "base_bits"), lambda s, _: s.merge is True and s.base_bits is not None,
+             "--merge adds adapters into the weights, but those of --base-bits {base_bits} are too coarse to be added "
+             "to: leave one of them out"),
+    Conflict(("shard", "base_bits"), lambda s, _: bool(s.shard and s.base_bits),
+             "--shard shares out weights as they are, and those of --base-bits {base_bits} have a scale a row beside them: "
+             "leave one of them out"),
     Conflict(("skip_bad", "candidates"), lambda s, _: s.skip_bad and not s.candidates,
              "--skip-bad speaks of --candidates: name a file, or leave it out"),
 )

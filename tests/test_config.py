@@ -60,7 +60,9 @@ def test_the_learning_rate_follows_the_model():
         ({"rationalize": "off"}, ["--rationalize is 'off'", "type bool"]),
         ({"merge": "auto"}, ["--merge is 'auto'", "type bool"]),
         ({"max_new_tokens": 0}, ["--max-new-tokens is 0"]),
-        ({"keep": "some"}, ["--keep is 'some'", "last, all"]),
+        ({"keep": "some"}, ["--keep is 'some'", "one of last, all"]),
+        ({"base_bits": 4}, ["--base-bits is 4", "it must be 8"]),
+        ({"base_bits": "8"}, ["--base-bits is '8'", "type int"]),
         ({"top_p": 0.0}, ["--top-p is 0.0"]),
     ],
 )
@@ -95,6 +97,8 @@ TOGETHER = [
     ({"reward_weights": "1,2"}, ["--reward-weights 1,2", "--reward"]),
     ({"skip_bad": True}, ["--skip-bad", "--candidates"]),
     ({"shard": True, "merge": True}, ["--merge", "--shard", "leave one"]),
+    ({"merge": True, "base_bits": 8}, ["--merge", "--base-bits 8", "leave one"]),
+    ({"shard": True, "base_bits": 8}, ["--shard", "--base-bits 8", "leave one"]),
 ]
 
 
@@ -126,3 +130,4 @@ def test_what_looks_odd_but_makes_sense():
     StarConfig(wanted=2000)
     StarConfig(rationalize=False, samples=4, temperature=0.5)
     StarConfig(epochs=1.0)
+    StarConfig(base_bits=8, merge=False)

@@ -61,7 +61,8 @@ def test_each_setting_has_a_flag(f):
         assert read(f"--no-{flag[2:]}").settings == {f.name: False}
         refused(read, flag, "yes", words=("yes",))
         return
-    said = {str: f.metadata["choices"][-1] if f.metadata["choices"] else "columns", int: "3", float: "2.5"}[kind]
+    choices = f.metadata["choices"]
+    said = str(choices[-1]) if choices else {str: "columns", int: "3", float: "2.5"}[kind]
     value = read(flag, said).settings[f.name]
     assert value == (str(Path(said).absolute()) if f.name in PATHS else kind(said))
     assert type(value) is kind
@@ -299,6 +300,8 @@ def test_every_conflict_can_be_resolved_for_flags():
         ("reward_threshold", "select"): (
             {"reward_threshold": 1.0, "select": "reward-blind", "reward": "a"}, {"select": "correct"}),
         ("shard", "merge"): ({"merge": True}, {"shard": True}),
+        ("merge", "base_bits"): ({"merge": True}, {"base_bits": 8}),
+        ("shard", "base_bits"): ({"base_bits": 8}, {"shard": True}),
     }
     lacking = {("samples",), ("select", "reward"), ("reward_by", "reward_format", "reward"), ("skip_bad", "candidates"),
                ("reward_weights", "reward")}  # no flag takes a folder or file away

@@ -20,7 +20,7 @@ from star.batch import micro_batches
 from star.cache import KVCache, choose_slots
 from star.config import StarConfig
 from star.decoder import Decoder, DecoderConfig
-from star.lora import add_lora, lora_modules, trainable
+from star.lora import add_lora, lora_modules, make_int8, trainable
 from star.problem import Example
 from star.run.memory import (
     MICRO_TOKENS,
@@ -33,6 +33,7 @@ from star.run.memory import (
     refuse,
     size,
     training,
+    widened,
 )
 from star.sampler import Sampler
 
@@ -232,8 +233,9 @@ def test_training_is_bounded_by_the_batch(monkeypatch):
 @pytest.mark.parametrize(
     ("free", "settings", "words"),
     [
-        (99, {}, ["smaller model, or half as much by --dtype bfloat16"]),
-        (99, {"dtype": "bfloat16"}, ["smaller model"]),
+        (99, {}, ["smaller model, or half as much by --dtype bfloat16 or --base-bits 8"]),
+        (99, {"dtype": "bfloat16"}, ["smaller model, or half as much by --base-bits 8"]),
+        (99, {"dtype": "bfloat16", "base_bits": 8}, ["smaller model"]),
         (109, {}, ["--rank"]),
         (139, {}, ["--no-merge"]),
         (139, {"merge": False}, ["--slots", "--max-new-tokens"]),
@@ -331,6 +333,44 @@ def test_a_7b_on_a_gpu(monkeypatch):
     assert replace(need, training=0).most < 40 * 2**30 * 15 / 16
     assert f"{config.slots} rows are sampled at a time" in notes[0]
     refused(refuse, fit(13)[1], 13 * 2**30, CUDA, StarConfig(), words=("smaller model",))
+
+
+@torch.no_grad()
+def test_a_7b_in_8_bits_trains_on_a_card_of_12_gb(monkeypatch):
+    """Of 12 GiB a driver leaves 11.6; with a few-shot text of 800 tokens, tries drawn, and no flag but --recompute."""
+    with torch.device("meta"):
+        model = make_int8(Decoder(DecoderConfig(**MISTRAL)).to(torch.bfloat16))
+    free = int(11.6 * 2**30)
+    free_of(monkeypatch, free)
+    asked = StarConfig(base_bits=8, recompute=True, samples=4, temperature=0.8)
+    config, need, _ = fitted(model, asked, Lengths(200, 800), 256, 10**6, CUDA)
+    rows = 32 * (4096 * 2 + 1024 * 2 + 14336 * 2 + 4096)
+    linears = 32 * (4096 * 4096 * 2 + 4096 * 1024 * 2 + 4096 * 14336 * 3)
+    assert need.weights == linears + 4 * rows + 2 * (2 * 32000 * 4096 + (2 * 32 + 1) * 4096)
+    assert (need.copy, widened(model)) == (0, 2 * 2 * 14336 * 4096)
+    refuse(need, free, CUDA, config)
+    assert need.most < 10 * 2**30
+    assert config.slots >= 16
+    assert config.micro_tokens >= 4096
+    with torch.device("meta"):
+        whole = Decoder(DecoderConfig(**MISTRAL)).to(torch.bfloat16)
+    refused(refuse, fitted(whole, StarConfig(recompute=True), Lengths(200, 800), 256, 10**6, CUDA)[1], free, CUDA,
+            StarConfig(dtype="bfloat16"), words=("smaller model, or half as much by --base-bits 8",))
+
+
+@pytest.mark.parametrize("device", [CPU, CUDA])
+def test_a_weight_of_8_bits_is_counted_while_it_is_wide(monkeypatch, device):
+    """Once where it is sampled, and again in a GPU's graphs; once for each that trains at the same time."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    free_of(monkeypatch, None)
+    outlines = [change(checkpoints.outline(SHIPPED)) for change in (make_int8, lambda model: model)]
+    narrow, whole = (parts(StarConfig(merge=False, slots=8), model=model, device=device) for model in outlines)
+    wide, cpu = 4 * 2 * 336 * 128, device is CPU  # gate and up of the tiny adder
+    assert narrow.sampling - whole.sampling == wide * (1 if cpu else 2)
+    assert narrow.training - whole.training == wide * (3 if cpu else 1)
+    assert narrow.weights < whole.weights / 3.5
+    assert narrow.adapters == whole.adapters
+    assert parts(StarConfig(), model=outlines[0], device=device).copy == 0
 
 
 def test_a_cpu_with_room_chooses_nothing(monkeypatch):

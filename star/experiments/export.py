@@ -2,7 +2,9 @@
 
 A run's adapters are merged into the base's weights (in float32, rounded once to the checkpoint's dtype) and written
 under the base's tensor names, with its tokenizer. prompt.txt says how the model was asked, since it answers other forms
-otherwise. Who wants the adapters alone has them: runs/NAME/adapters is PEFT's layout.
+otherwise. Who wants the adapters alone has them: runs/NAME/adapters is PEFT's layout. A run with --base-bits 8 learned
+its adapters beside rounded weights; they are merged into the checkpoint's own, so the folder differs from what the run
+had sampled by the rounding to 8 bits.
 
 Then the folder is read again, and proved to be the run's model: every weight is W + s B A within its dtype's rounding,
 and it says the same as base and adapters to three of the run's questions. Where that fails it exits with 2.
@@ -84,9 +86,7 @@ def check_weights(model: Decoder, out: Path) -> None:
     copy = checkpoints.outline(out)
     if copy.config != model.config:
         raise ValueError(f"{out}/config.json describes another model than {model.source.path}/config.json")
-    adapted = {f"{path.rpartition('.')[0]}.{part}.weight": (module.scale, A, B)
-               for path, module in lora.lora_modules(model) for part, A, B in module.adapters()}
-    layout, seen = copy.source.layout, set()
+    adapted, layout, seen = lora.adapted(model), copy.source.layout, set()
     for part, weight in model.tensors():
         name, found = layout.name(part), torch.empty_like(weight)
         seen.add(name)
@@ -137,7 +137,7 @@ def place(base: Path, config: StarConfig) -> tuple[torch.device, StarConfig]:
     """(device, settings) to ask both models with: the run's own where the weights have room, else the CPU."""
     for device, dtype in ((config.device, config.dtype), ("cpu", config.dtype), ("cpu", "bfloat16")):
         with contextlib.suppress(ValueError):
-            settings = replace(config, device=device, dtype=dtype)
+            settings = replace(config, device=device, dtype=dtype, base_bits=None)  # both with whole weights
             room(outline(base, settings, choose_device(device)), choose_device(device))
             return choose_device(device), settings
     raise ValueError(f"no device has room to load {base} again, and to ask it")

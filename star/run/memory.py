@@ -11,10 +11,10 @@ from kernels import nvidia
 from kernels.cross_entropy import most_rows
 from star.cache import MOST_SLOTS, KVCache, keys_can_be_shared
 from star.config import StarConfig
-from star.decoder import Decoder, DecoderConfig
+from star.decoder import Decoder, DecoderConfig, Linear
 from star.device import free_memory
 from star.draws import SLICE
-from star.lora import NARROW, linear_parts
+from star.lora import NARROW, is_int8, linear_parts
 from star.schedule import PREFILL_TOKENS
 
 MICRO_TOKENS = (8192, 4096, 2048, 1024)  # trained on at a time on a GPU: fewer no longer fill it, more bring nothing
@@ -82,7 +82,7 @@ def memory(model: Decoder, config: StarConfig, lengths: Lengths, max_new: int, r
     adapters = 4 * max(model.dtype.itemsize, 4) * config.rank * sum(out + n_in for out, n_in in shapes)
     left = None if cpu or free is None else free - weights - adapters // 4  # when the sampler decides; no moments yet
     merges = left is None or copy < 0.5 * left if config.merge is None else config.merge  # as Sampler.merges does
-    merges &= shares == 1
+    merges &= shares == 1 and not is_int8(model)
     return Memory(
         weights=weights,
         adapters=adapters,
@@ -95,7 +95,7 @@ def memory(model: Decoder, config: StarConfig, lengths: Lengths, max_new: int, r
 
 def held(model: Decoder, shares: int) -> int:
     """Bytes of weights: all; or a share of the blocks, and three whole ones: at work, on its way, and ahead."""
-    whole, blocks = (sum(t.nbytes for _, t in model.tensors(inside=part)) for part in ("", "layers"))
+    whole, blocks = (sum(p.nbytes for p in part.parameters()) for part in (model, model.layers))
     return whole if shares == 1 else whole - blocks + -(-blocks // shares) + 3 * -(-blocks // model.config.n_layers)
 
 
@@ -113,6 +113,7 @@ def passing(model: Decoder, config: StarConfig, lengths: Lengths, slots: int, cp
     step = slots * c.vocab * 12
     if config.temperature or config.eval_samples:
         step += 28 * max(c.vocab, min(slots * c.vocab, SLICE[not cpu]))  # noise, some rows at a time
+    prefill, step = prefill + widened(model), step + widened(model)
     return max(prefill, step) + (0 if cpu else step)  # a GPU's graphs hold what they need beside what is held at ease
 
 
@@ -124,7 +125,14 @@ def training(model: Decoder, config: StarConfig, lengths: Lengths, max_new: int,
     workers = torch.get_num_threads() if cpu else 1  # a CPU works on several micro-batches side by side
     tokens = min(workers * micro, config.batch_size * sequence)
     logits = 3 * 4 * model.config.vocab * min(workers * most_rows(model.config.vocab, cpu), tokens)
-    return tokens * kept_bytes(model.config, model.dtype, config.recompute, sequence, cpu, scores) + logits
+    kept = tokens * kept_bytes(model.config, model.dtype, config.recompute, sequence, cpu, scores)
+    return kept + logits + min(workers, config.batch_size) * widened(model)
+
+
+def widened(model: Decoder) -> int:
+    """Bytes of the largest weight of 8 bits while it is multiplied by, in the model's dtype (kernels/int8)."""
+    sizes = [m.weight.numel() for m in model.layers.modules() if isinstance(m, Linear) and m.rows is not None]
+    return max(sizes, default=0) * model.dtype.itemsize
 
 
 def kept_bytes(c: DecoderConfig, dtype: torch.dtype, recompute: bool, length: int, cpu: bool, scored: bool = False
@@ -197,7 +205,8 @@ def refuse(need: Memory, free: int | None, device: torch.device, config: StarCon
         return
     held = need.weights + need.adapters + need.copy
     large = (config.micro_tokens or 0) > MICRO_TOKENS[-1]
-    half = "" if config.dtype == "bfloat16" else ", or half as much by --dtype bfloat16"
+    ways = ["--dtype bfloat16"] * (config.dtype != "bfloat16") + ["--base-bits 8"] * (config.base_bits is None)
+    half = f", or half as much by {' or '.join(ways)}" if ways else ""
     for bytes_, advice in (
         (need.weights, f"take a smaller model{half}"),
         (need.weights + need.adapters, "lower --rank"),

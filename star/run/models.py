@@ -14,7 +14,7 @@ from star import prompts
 from star.config import StarConfig
 from star.decoder import Decoder
 from star.device import check_dtype, choose_dtype, free_memory
-from star.lora import add_lora, reset
+from star.lora import add_lora, is_int8, make_int8, reset
 from star.problem import Problem
 from star.run.memory import Lengths, size
 from star.shard import Turns
@@ -25,13 +25,17 @@ JOIN = 16  # tokens that few-shot text and question may have more as one text th
 
 
 def outline(folder: Path, config: StarConfig, device: torch.device) -> Decoder:
-    """The base model's shapes in the dtype that it will have on the device."""
+    """The base model's shapes as it will be on the device."""
+    model = checkpoints.outline(folder, None if config.dtype == "auto" else config.dtype)
+    return placed(model, config, device)
+
+
+def placed(model: Decoder, config: StarConfig, device: torch.device) -> Decoder:
+    """An outline in the dtype that it will have on the device, and in 8 bits where they are wanted."""
     if config.dtype == "auto":
-        model = checkpoints.outline(folder)
-        return model.to(choose_dtype(device, model.dtype))
-    model = checkpoints.outline(folder, config.dtype)
+        model.to(choose_dtype(device, model.dtype))
     check_dtype(device, model.dtype)
-    return model
+    return make_int8(model) if config.base_bits else model
 
 
 def recast(folder: Path, config: StarConfig, model: Decoder) -> list[str]:
@@ -60,9 +64,10 @@ def load_shared(model: Decoder, device: torch.device, config: StarConfig, turns:
 
 def room(model: Decoder, device: torch.device) -> None:
     """ValueError if the device has no room for an outline's weights."""
-    need, free = sum(t.nbytes for _, t in model.tensors()), free_memory(device)
+    need, free = sum(p.nbytes for p in model.parameters()), free_memory(device)
     if free is not None and need > free:
-        smaller = "" if model.dtype.itemsize < 4 else ", or take half as much: --dtype bfloat16"
+        ways = ["--dtype bfloat16"] * (model.dtype.itemsize >= 4) + ["--base-bits 8"] * (not is_int8(model))
+        smaller = f", or take half as much: {' or '.join(ways)}" if ways else ""
         name = str(model.dtype).removeprefix("torch.")
         raise ValueError(f"the weights need {size(need)} in {name}, but {device} has {size(free)} free: take a smaller "
                          f"model{smaller}")

@@ -16,14 +16,13 @@ from checkpoints.chat import has_chat
 from star import prompts
 from star.config import StarConfig, several
 from star.decoder import Decoder
-from star.device import check_dtype, choose_dtype
 from star.pool import Model, Pool, judge_pair
 from star.problem import STUDENT, Candidate
 from star.reward import Judge, Likelihood, RewardModel, choose_weights
 from star.run.candidates import Reader
 from star.run.history import clip
 from star.run.memory import memory
-from star.run.models import JOIN, load_base, load_tokenizer, measure_prompts, outline, recast, room
+from star.run.models import JOIN, load_base, load_tokenizer, measure_prompts, outline, placed, recast, room
 from star.sampler import Sampler
 from star.select import set_aside
 from star.tasks import Task
@@ -72,7 +71,7 @@ def plan_others(config: StarConfig, task: Task, tokenizer, student: Decoder, max
         judge = plan_judge(Path(config.reward), config, device)
         said.append(f"judge   {described(judge)}")
         notes += [*judge.tokenizer.notes, *fits(judge, task), *kinship(judge, student)]
-        most = max(most, sum(t.nbytes for _, t in judge.scorer.model.tensors()))
+        most = max(most, sum(p.nbytes for p in judge.scorer.model.parameters()))
     pool = Pool(models, candidates, (lambda: loaded(judge, config, device)) if judge else None)
     return Others(pool, said, notes, most)
 
@@ -123,9 +122,7 @@ def plan_judge(folder: Path, config: StarConfig, device: torch.device) -> Judge:
         scorer, own = Likelihood(outline(folder, config, device)), None
     else:
         scorer = checkpoints.outline_reward_model(folder, None if config.dtype == "auto" else config.dtype)
-        if config.dtype == "auto":
-            scorer.model.to(choose_dtype(device, scorer.model.dtype))
-        check_dtype(device, scorer.model.dtype)
+        placed(scorer.model, config, device)
         own = scorer.format or ("steerlm" if len(scorer.labels) == 9 else None)
     form = config.reward_format
     if form == "auto":

@@ -24,6 +24,7 @@ from torch import Tensor
 from star.cache import KVCache
 from star.decoder import Decoder, Linear
 from star.device import let_go
+from star.lora import is_int8
 from star.sampler import Sampler
 
 SIZES = (512, 1024, 2048, 4096, 8192)  # of a square matrix: the first whose product takes LONG, or the last
@@ -139,7 +140,7 @@ class Meter:
         """(floating point operations, bytes read) of what a sampler did: see Sampler.work."""
         model = self.sampler.model
         flops = 2 * (self.body * (did["prefilled"] + did["decoded"]) + self.head * did["drawn"])
-        weights = (self.body + self.head) * model.dtype.itemsize
+        weights = self.body * (1 if is_int8(model) else model.dtype.itemsize) + self.head * model.dtype.itemsize
         return flops, did["passes"] * weights + did["keys"] * KVCache.bytes_a_token(model.config, model.dtype)
 
     def training(self, tokens: int, targets: float) -> float:
