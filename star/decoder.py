@@ -238,9 +238,9 @@ class Decoder(nn.Module):
     def hidden(self, tokens: Tensor, context: Context | None = None, recompute: bool = False) -> Tensor:
         """(B, T) int64 ids -> (B, T, D) after the final norm, in the model's dtype.
 
-        Without a context each row is one sequence from position 0, padded (with any id) on the right; a context may
-        ask for some of the rows only. recompute: the backward pass computes each block again instead of keeping what is
-        inside it (Chen et al. 2016).
+        Without a context each row is one sequence from position 0, padded (with any id) on the right; pads count where
+        a rope takes long sequences otherwise. A context may ask for some of the rows only. recompute: the backward pass
+        computes each block again instead of keeping what is inside it (Chen et al. 2016).
         """
         if context is None:
             context = Causal(tokens.shape[1], tokens.device)
