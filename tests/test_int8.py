@@ -249,6 +249,22 @@ def test_it_is_sampled_from_live_adapters_only():
     refused(Sampler(model, 3, 300, merge=True).generate, prompts, words=("8 bits", "live adapters"))
 
 
+@pytest.mark.parametrize(("dtype", "most", "taken"), [("float32", 1e-4, False), ("bfloat16", 0.5, True)])
+@torch.no_grad()
+def test_what_the_sampler_calls_a_log_probability_the_trainer_does(products, report, dtype, most, taken):
+    """In bfloat16 within rounding: torch's own product decodes, and the widened one reads whole texts."""
+    model, prompts = stirred(narrow(SHIPPED, dtype)), [[1, 2, 3 + i] for i in range(5)]
+    off = []
+    for p, c in zip(prompts, Sampler(model, 5, 60).generate(prompts, max_new_tokens=40, temperature=1.0), strict=True):
+        logp = model(torch.tensor([[*p, *c.tokens]]))[0, len(p) - 1 : -1].log_softmax(-1)
+        off.append((logp.gather(1, torch.tensor(c.tokens)[:, None])[:, 0] - torch.tensor(c.logprobs)).abs())
+    off = torch.cat(off)
+    assert off.max() < most
+    assert bool(products) == taken
+    report(f"sampler and trainer on weights of 8 bits in {dtype}: log-probabilities {off.mean():.1e} apart, "
+           f"{off.max():.1e} at most")
+
+
 def test_a_recorded_step_draws_what_a_cpu_draws():
     """And waits for nothing; adapters that are written are followed."""
     options = {"max_new_tokens": 12, "temperature": 0.9}
