@@ -124,12 +124,12 @@ class Watch:
         """
         stopped = stop(e)
         terminated = stopped is not None and stopped.number == signal.SIGTERM
-        with contextlib.suppress(KeyboardInterrupt):  # the watch's own, in this very moment
-            with self.lock:
-                self.asked = True
-            end = time.monotonic() + (3 * BEAT if terminated else SILENT + BEAT)
-            while self.size > 1 and self.gone is None and time.monotonic() < end and (
-                    terminated or isinstance(e, ConnectionError)):
+        with contextlib.suppress(KeyboardInterrupt), self.lock:  # the watch's own, in this very moment
+            self.asked = True
+        end = time.monotonic() + (3 * BEAT if terminated else SILENT + BEAT)
+        while self.size > 1 and self.gone is None and time.monotonic() < end and (
+                terminated or isinstance(e, ConnectionError)):
+            with contextlib.suppress(KeyboardInterrupt):  # torchrun's SIGTERM, which comes where a rank is gone
                 time.sleep(BEAT / 20)
         return self.gone or (f"another rank is gone ({e})" if isinstance(e, ConnectionError) else None)
 
@@ -207,12 +207,11 @@ def alive(process: int) -> bool:
 
 def agree(ranks: Ranks, what: dict) -> None:
     """ValueError, the same on every rank, names the first thing that a rank has otherwise than rank 0."""
-    told = ranks.gather(what)
-    for rank, theirs in enumerate(told):
-        for key in [*told[0], *theirs]:
-            mine, its = (side.get(key) for side in (told[0], theirs))
+    first, *others = ranks.gather({key: "none" if value is None else str(value) for key, value in what.items()})
+    for rank, theirs in enumerate(others, 1):
+        for key in [*first, *theirs]:
+            mine, its = (side.get(key, "none") for side in (first, theirs))
             if mine != its:
-                mine, its = ("none" if value is None else value for value in (mine, its))
                 raise ValueError(f"rank {rank} has {key} {its}, and rank 0 has {mine}: start all ranks with the same "
                                  "settings, files and versions")
 
