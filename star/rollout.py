@@ -79,7 +79,8 @@ class Rollout:
                     done[i] = self.given[keys[i]]
                     yield Tick(0)
             missing = [i for i in chunk if i not in done]
-            mine, slots = self.ranks.mine(missing), self.sampler.slots
+            dealt = self.deal(missing, samples)
+            mine, slots = dealt[self.ranks.rank], self.sampler.slots
             seeds = [self.seed(*keys[i]) for i in mine]
             for j, completion in self._completions(
                 [rest[i // samples] for i in mine], prefix=prefix,
@@ -96,12 +97,19 @@ class Rollout:
                     yield Note(f"iteration {n}, {phase}: memory ran out{where}; from here on {slots} rows are sampled "
                                "at a time")
                 if rank != self.ranks.rank:
-                    for i, g in zip(missing[rank :: self.ranks.size], made, strict=True):
+                    for i, g in zip(dealt[rank], made, strict=True):
                         done[i] = Generation(**g | {"tokens": tuple(g["tokens"])})
                         yield Tick(len(done[i].tokens))
             if missing:
                 yield Chunk([done[i] for i in missing], [problems[i // samples] for i in missing])
         return {keys[i]: g for i, g in done.items()}
+
+    def deal(self, rows: Sequence[int], samples: int) -> list[list[int]]:
+        """Each rank's part of the rows. Those of a problem (i // samples) stay together, since their prompt is computed
+        once, unless there are too few problems for that."""
+        problems, n = {k: at for at, k in enumerate(dict.fromkeys(i // samples for i in rows))}, self.ranks.size
+        turn = [problems[i // samples] if len(problems) >= 4 * n else at for at, i in enumerate(rows)]
+        return [[i for at, i in zip(turn, rows, strict=True) if at % n == rank] for rank in range(n)]
 
     def _completions(self, prompts: list[list[int]], seeds: list[int], **options) -> Iterator[tuple[int, Completion]]:
         """The sampler's stream. Where memory runs out, those that are left are sampled half as many at a time: a row

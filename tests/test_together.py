@@ -22,6 +22,7 @@ from checkpoints import SHIPPED
 from star import finetune as finetune_module
 from star.problem import Example
 from star.ranks import ONE, Ranks
+from star.rollout import Rollout
 from star.run import together as together_module
 from star.run.folder import Run
 from star.run.lines import read_lines
@@ -266,6 +267,17 @@ def test_torchrun(tmp_path):
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert Run.open(tmp_path / "run").finished
+
+
+def test_samples_of_a_problem_stay_together():
+    """Where there are problems enough: rows of four go one by one, those of eight problem by problem."""
+    rollout = Rollout.__new__(Rollout)
+    rollout.ranks = Ranks(1, 1)
+    assert rollout.deal([4, 5, 0, 2, 3], 2) == [[4, 5, 0, 2, 3]]
+    rollout.ranks = Ranks(0, 2)
+    assert rollout.deal([4, 5, 0, 2, 3, 6, 7], 2) == [[4, 0, 3, 7], [5, 2, 6]]  # of four problems: row by row
+    rows = [8, 9, 4, 5, 0, 2, 3, 6, 7, 10, 11, 12, 13, 14, 15]
+    assert rollout.deal(rows, 2) == [[8, 9, 0, 6, 7, 12, 13], [4, 5, 2, 3, 10, 11, 14, 15]]
 
 
 def test_one_process_tells_nobody():
