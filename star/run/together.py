@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import fields
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -99,7 +100,7 @@ class Watch:
         self.over, self.others = threading.Event(), [r for r in range(size) if r != rank]
         self.lock, self.asked = threading.Lock(), False  # does the main thread know that something is wrong?
         if size > 1:
-            store.set(f"who {rank}", json.dumps([socket.gethostname(), os.getpid()]))
+            store.set(f"who {rank}", json.dumps([socket.gethostname(), os.getpid(), processes()]))
             self.who = {r: json.loads(store.get(f"who {r}")) for r in range(size)}  # waits for them
             self.heard = dict.fromkeys(self.others, (b"", time.monotonic()))  # last sign of life, and when it came
             self.thread = threading.Thread(target=self._run, daemon=True)
@@ -166,14 +167,14 @@ class Watch:
             os._exit(2)
 
     def _name(self, rank: int) -> str:
-        host, process = self.who[rank]
+        host, process, _ = self.who[rank]
         return f"rank {rank} (process {process} on {host})"
 
     def _look(self) -> str | None:
         """Who is gone, by what is nearest to the cause: went without a word, ended by an error, ended by a signal."""
         found: list[tuple[int, str]] = []
         for rank in self.others:
-            (host, process), name = self.who[rank], self._name(rank)
+            (_, process, where), name = self.who[rank], self._name(rank)
             if self.store.check([f"end {rank}"]):
                 last, because = json.loads(self.store.get(f"end {rank}"))
                 if because:
@@ -185,12 +186,19 @@ class Watch:
             if sign != self.heard[rank][0]:
                 self.heard[rank] = sign, time.monotonic()
             silent = time.monotonic() - self.heard[rank][1]
-            here = host == self.who[self.rank][0]
-            if silent > SILENT or (here and not alive(process)):
+            dead = where == processes() and not alive(process)
+            if silent > SILENT or dead:
                 self.lost.add(rank)
-                found.append((0, f"{name} " + ("is gone" if here and not alive(process) else
-                                               f"has not been heard of for {silent:.0f} s")))
+                found.append((0, name + (" is gone" if dead else f" has not been heard of for {silent:.0f} s")))
         return min(found)[1] if found else None
+
+
+def processes() -> str:
+    """Which processes this one can see: containers may have a host's name in common, and other processes."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return socket.gethostname()
 
 
 def alive(process: int) -> bool:
