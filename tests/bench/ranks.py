@@ -1,11 +1,11 @@
 """What several ranks bring: the same run on one core by one process, and on N cores by N ranks, in turn.
 
-    python tests/bench/ranks.py [--work default smollm2] [--ranks 2] [--out FILE]
+    python tests/bench/ranks.py [--work default smollm2] [--ranks 2] [--samples 1] [--out FILE]
 
 Each process is pinned to a core of its own and computes on it alone, so N cores are all that is more. Prints seconds
 by phase, of rounds in turn the medians, and the ratios: of sampling (generate, rationalize, evaluate), of training, and
 of whole iterations behind the base's evaluation. Both sides owe the same tokens. No peer is needed: a ratio of N is all
-there is to win.
+there is to win. With few rows it cannot be had: each rank reads all weights for its part of them.
 """
 
 import json
@@ -56,6 +56,7 @@ def compare(name: str, args) -> list[dict]:
     tokens = {}
     with tempfile.TemporaryDirectory() as folder:
         argv = cycle.flags(name, args, Path(folder), False)
+        argv += ["--samples", str(args.samples), "--temperature", "0.8"] if args.samples > 1 else []
         for i in range(args.rounds):
             for n, laps in found.items():
                 timings = run(n, argv, Path(folder) / f"{name}-{n}-{i}")
@@ -78,6 +79,7 @@ def main() -> None:
     parser = peers.parser(__doc__, peer=False)
     parser.add_argument("--work", nargs="+", choices=cycle.WORKS, help="[both; --small: default]")
     parser.add_argument("--iterations", type=int, default=2, help="of the default run [2]")
+    parser.add_argument("--samples", type=int, default=1, help="of a problem: more rows at a time [1, greedy]")
     parser.add_argument("--ranks", type=int, default=2, help="and as many cores [2]")
     args = parser.parse_args()
     args.work = args.work or list(cycle.WORKS[: 1 if args.small else 2])
