@@ -29,9 +29,9 @@ from star.run.lines import read_lines
 from star.sampler import Sampler
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-ARGV = ["--digits", "1-2", "--problems", "24", "--iterations", "2", "--first-steps", "5", "--save-every", "2",
-        "--heldout-problems", "8", "--validation", "8", "--slots", "4", "--temperature", "0.8", "--rank", "2",
-        "--dtype", "float64", "--device", "cpu", "--show", "0"]  # in float64 tokens do not depend on how rows share
+ARGV = ["--digits", "1-2", "--problems", "16", "--iterations", "2", "--first-steps", "4", "--save-every", "2",
+        "--heldout-problems", "6", "--validation", "4", "--slots", "4", "--batch-size", "8", "--temperature", "0.8",
+        "--rank", "2", "--dtype", "float64", "--device", "cpu", "--show", "0"]  # in float64 no row depends on others
 OTHERS = ["--generators", str(SHIPPED), "--reward", str(SHIPPED), "--reward-by", "likelihood", "--select",
           "correct+reward", "--samples", "2", "--problems", "8", "--iterations", "1"]
 
@@ -55,6 +55,7 @@ def start(n, argv, tmp_path, before=lambda rank: None, own=lambda rank: []):
                     os.dup2(os.open(tmp_path / f"{name}-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
                 sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
                 torch.set_num_threads(1)
+                together_module.BEAT = 0.2
                 before(rank)
                 code = train.main([*argv, *own(rank)])
             except SystemExit as e:
@@ -103,7 +104,7 @@ def alone(tmp_path_factory):
     return tmp
 
 
-@pytest.mark.parametrize(("n", "name"), [(2, "plain"), (3, "plain"), (2, "others")])
+@pytest.mark.parametrize(("n", "name"), [(2, "plain"), (2, "others")])
 def test_ranks_make_the_run_of_one_process(alone, tmp_path, n, name):
     argv = [*ARGV, *(OTHERS if name == "others" else []), "--out", str(tmp_path / "run")]
     for code, said in ranks(n, argv, tmp_path):
@@ -137,11 +138,11 @@ def test_the_work_is_dealt(tmp_path):
     said = [text for code, text in ranks(2, argv, tmp_path, counted)]
     sampled, trained = ([list(map(int, re.findall(rf"{what} (\d+)", text))) for text in said]
                         for what in ("sampled", "trained"))
-    assert sampled == [[4, 4, 12, 4, 4]] * 2  # of 8 to validate, 8 held out, 24 problems, and 8 and 8 again
-    assert trained == [[3] * 5, [2] * 5]
+    assert sampled == [[2, 3, 8, 2, 3]] * 2  # of 4 to validate, 6 held out, 16 problems, and 4 and 6 again
+    assert trained == [[3] * 4, [2] * 4]
 
 
-@pytest.mark.parametrize(("victim", "phase", "again"), [(1, "train", 1), (0, "generate", 3), (2, "evaluate", 2)])
+@pytest.mark.parametrize(("victim", "phase", "again"), [(1, "train", 1), (0, "generate", 3)])
 def test_a_rank_that_is_killed_ends_the_others_and_the_run_goes_on(alone, tmp_path, victim, phase, again):
     """With another number of ranks, to the same end."""
     def doomed(rank):
@@ -156,9 +157,9 @@ def test_a_rank_that_is_killed_ends_the_others_and_the_run_goes_on(alone, tmp_pa
             return call
 
         if rank == victim and phase == "train":
-            finetune_module.step_gradients = die(gradients, 8)  # the third step of the second iteration
+            finetune_module.step_gradients = die(gradients, 7)  # the third step of the second iteration
         elif rank == victim:
-            Sampler.stream = die(stream, {"generate": 7, "evaluate": 2}[phase])
+            Sampler.stream = die(stream, 7)  # of that iteration too
 
     began = time.monotonic()
     ended = ranks(3, [*ARGV, "--out", str(tmp_path / "run")], tmp_path, doomed)
@@ -228,7 +229,7 @@ def test_other_files_under_the_same_name_are_refused(tmp_path):
 def test_a_rank_that_hangs_is_missed(tmp_path, monkeypatch):
     """One that is not heard of, on a host that nobody can ask: the others end, though they wait in a collective."""
     def hanging(rank):
-        together_module.SILENT, together_module.GRACE, together_module.BEAT = 1.5, 1.0, 0.2
+        together_module.SILENT, together_module.GRACE = 1.5, 1.0
         if rank == 1:
             finetune_module.step_gradients = lambda *args: os.kill(os.getpid(), signal.SIGSTOP)
 
