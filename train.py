@@ -14,11 +14,12 @@ if __name__ == "__main__":  # Ctrl-C while torch is imported; `command` has anot
 import contextlib
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from shlex import quote
 
 import checkpoints
 from star.config import StarConfig
-from star.device import failure, out_of_memory
+from star.device import failure, local_ranks, out_of_memory
 from star.loop import NothingSolved, State, star
 from star.problem import Finished, Generation
 from star.ranks import Ranks
@@ -83,11 +84,9 @@ def train(argv: list[str], ranks: Ranks, watch: Watch) -> None:
                     if sum(run.timings["seconds"].values()) > 30:
                         draw(run)  # half a second: not for iterations that take little more
         except (KeyboardInterrupt, RuntimeError, MemoryError, OSError) as e:
-            on = f"in {run.where}; go on with: {start(ranks)} train.py --resume {quote(str(run.folder))}"
-            if gone := watch.why(e):
-                raise OSError(f"{gone} ({on})") from None
+            e, on = watch.cause(e), f"in {run.where}; go on with: {go_on(ranks, run.folder)}"
             if stopped := stop(e):
-                raise Stopped(stopped.number, on) from None
+                raise Stopped(stopped.number, f"{stopped}{on}") from None
             if (said := FULL if out_of_memory(e) else str(e) if isinstance(e, OSError) else failure(e)) is None:
                 raise
             raise OSError(f"{said} ({on})") from None
@@ -96,6 +95,7 @@ def train(argv: list[str], ranks: Ranks, watch: Watch) -> None:
             if isinstance(e, NothingSolved):
                 print("\n".join(nothing_solved(e.tries, plan, run.folder)), flush=True)
             raise ValueError(f"{e} (in {run.where}; {report.path} shows what was done until then)") from None
+    watch.close()
     draw(run)
     print("\n" + "\n".join(summary(run, flags.price_per_hour)))
     print(f"curves  {run.folder / 'curves.png'}\nreport  {report.path}\nlook    python sample.py --run {run.folder}")
@@ -133,9 +133,12 @@ def follow(ranks: Ranks) -> None:
         pass
 
 
-def start(ranks: Ranks) -> str:
-    """What a run is started with, for a user to read."""
-    return "python" if ranks.size == 1 else "torchrun (as before)"
+def go_on(ranks: Ranks, folder: Path) -> str:
+    """The command that goes on with a run."""
+    rest, here = f"train.py --resume {quote(str(folder))}", local_ranks()[1]
+    if ranks.size > max(here, 1):
+        return f"torchrun as before, but {rest}"
+    return f"python {rest}" if ranks.size == 1 else f"torchrun --nproc-per-node {ranks.size} {rest}"
 
 
 def resumed(flags: Flags) -> tuple[Run, State, list]:

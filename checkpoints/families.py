@@ -126,8 +126,8 @@ def mistral3(c: dict) -> Mapped:
     text = need(c, "text_config")
     kind = text.get("model_type", "mistral")
     if kind not in ("mistral", "ministral3"):
-        raise ValueError(f"model_type 'mistral3' with a text model of type {kind!r} is not supported: only 'mistral' "
-                         "and 'ministral3' are")
+        raise ValueError(f"model_type 'mistral3' with a text model of type {str(kind)[:60]!r} is not supported: only "
+                         "'mistral' and 'ministral3' are")
     family, defaults = FAMILIES[kind]
     sizes = MISTRAL | ({"vocab_size": 131_072, "num_hidden_layers": 34} if kind == "ministral3" else {})
     config, layout = text_of(c | {"text_config": sizes | defaults | text}, family)
@@ -303,7 +303,7 @@ def family_of(c: dict) -> str:
     why = (f" (a mixture of experts: {experts} is {text[experts]})" if experts
            else " (state-space layers)" if re.search(r"mamba|ssm|rwkv|_h1|recurrent", f"{family} {' '.join(text)}")
            else " (it reads images or sound)" if {"vision_config", "audio_config"} & set(c) else "")
-    raise ValueError(f"model_type {family!r} is not supported{why}; supported are {', '.join(FAMILIES)}")
+    raise ValueError(f"model_type {str(family)[:60]!r} is not supported{why}; supported are {', '.join(FAMILIES)}")
 
 
 def decoder_config(raw: dict) -> Mapped:

@@ -194,6 +194,9 @@ def train_adapters(sampler: Sampler, examples: list[Example], config: StarConfig
                        "are trained on at a time")
         yield Step(n, stats.tokens - tokens, stats, len(stats.losses) == steps)
         tokens, lowered = stats.tokens, stats.lowered
+    for rank, fewer in enumerate(ranks.gather(stats.lowered)):
+        if fewer and rank != ranks.rank:
+            yield Note(f"iteration {n}: memory ran out on rank {rank}, which trained on {fewer} tokens at a time")
     return stats
 
 

@@ -50,6 +50,7 @@ def start(n, argv, tmp_path, before=lambda rank: None, own=lambda rank: []):
             code = 99
             try:
                 os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n),
+                               "LOCAL_WORLD_SIZE": str(n),
                                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
                 for number, name in ((1, "out"), (2, "err")):
                     os.dup2(os.open(tmp_path / f"{name}-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
@@ -194,10 +195,29 @@ def test_one_that_is_stopped_stops_all(tmp_path):
             finetune_module.step_gradients = lambda *args: (os.kill(os.getpid(), signal.SIGINT), gradients(*args))[1]
 
     (code, said), (other, nothing) = ranks(2, [*ARGV, "--out", str(tmp_path / "run")], tmp_path, stopped)
-    assert (code, other, nothing) == (2, 130, "")
-    assert re.search(r"error: rank 1 .* stopped: signal 2 \(in iteration 1, train; go on with: torchrun .* --resume",
-                     said)
+    assert (code, other, nothing) == (130, 130, "")
+    assert re.search(r"^stopped as rank 1 \(process \d+ on .*\) was, in iteration 1, train; go on with: torchrun "
+                     rf"--nproc-per-node 2 train.py --resume {tmp_path}/run$", said, re.M)
     assert Run.open(tmp_path / "run").iteration == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_all_that_are_stopped_are_stopped(tmp_path, number):
+    """As torchrun passes it on to all of them, once or twice: by the signal, and with the way to go on."""
+    def slow(rank):
+        stream = Sampler.stream
+        Sampler.stream = lambda *args, **kw: (time.sleep(0.3), stream(*args, **kw))[1]
+
+    processes = start(2, [*ARGV, "--out", str(tmp_path / "run")], tmp_path, slow)
+    while not (tmp_path / "run" / "metrics.jsonl").exists():
+        time.sleep(0.05)
+    for _ in range(2):
+        for child in processes:
+            os.kill(child, number)
+        time.sleep(0.05)
+    (code, said), (other, nothing) = end(processes, tmp_path)
+    assert (code, other, nothing) == (128 + number, 128 + number, "")
+    assert re.search(r"^stopped (as rank 1 .* was, )?in iteration \d, \w+; go on with: torchrun ", said, re.M)
 
 
 @pytest.mark.parametrize(("own", "what"), [
@@ -226,19 +246,22 @@ def test_other_files_under_the_same_name_are_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_rank_that_hangs_is_missed(tmp_path, monkeypatch):
-    """One that is not heard of, on a host that nobody can ask: the others end, though they wait in a collective."""
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_that_hangs_is_missed(tmp_path, victim):
+    """One that is not heard of, on a host that nobody can ask: the others end, though they wait in a collective. Rank 0
+    keeps the store here, so that nothing comes back from it either."""
     def hanging(rank):
         together_module.SILENT, together_module.GRACE = 1.5, 1.0
-        if rank == 1:
+        if rank == victim:
             finetune_module.step_gradients = lambda *args: os.kill(os.getpid(), signal.SIGSTOP)
 
     processes = start(2, [*ARGV, "--out", str(tmp_path / "run")], tmp_path, hanging)
-    (code, said), = end(processes[:1], tmp_path)
-    os.kill(processes[1], signal.SIGKILL)
-    os.waitpid(processes[1], 0)
+    code = os.waitstatus_to_exitcode(os.waitpid(processes[1 - victim], 0)[1])
+    os.kill(processes[victim], signal.SIGKILL)
+    os.waitpid(processes[victim], 0)
     assert code == 2
-    assert re.search(r"error: rank 1 .* has not been heard of for \d+ s: go on with the run by --resume", said)
+    said = (tmp_path / f"err-{1 - victim}").read_text()
+    assert re.search(rf"error: rank {victim} .* has not been heard of for \d+ s: go on with the run by --resume", said)
 
 
 def test_ranks_that_do_not_meet(tmp_path):

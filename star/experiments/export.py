@@ -206,8 +206,10 @@ def compare(run: Run, iteration: int, out: Path, task: Task | None, tokenizer) -
     if found:
         return (f"differs: {found}. That is a tie, which rounding merged weights to {words(stored.dtype)} decides "
                 f"otherwise; {run.adapter(iteration)} has the adapters as they were learned")
+    bits = run.config.base_bits
+    whole = f" with whole weights (it sampled and learned on {bits} bits, and says others now and then)" if bits else ""
     return (f"same: to {len(asked)} prompts the folder, loaded again, says the same {sum(map(len, pairs))} greedy "
-            f"tokens as the run; log-probabilities differ by {most:.1g} at most")
+            f"tokens as the run{whole}; log-probabilities differ by {most:.1g} at most")
 
 
 def text(said: Completion, t: int, tokenizer) -> str:

@@ -8,6 +8,7 @@ import argparse
 import difflib
 import functools
 import math
+import os
 import re
 import sys
 import tomllib
@@ -86,7 +87,7 @@ def command(body: Callable[[list[str]], int | None]) -> Callable[..., int]:
 
     @functools.wraps(body)
     def main(argv: list[str] | None = None) -> int:
-        catch()
+        catch(patient=several_ranks())
         if several_ranks() and not main.ranks:
             if speaks():
                 print("error: this command runs in one process; of all commands train.py alone is for torchrun",
@@ -100,7 +101,9 @@ def command(body: Callable[[list[str]], int | None]) -> Callable[..., int]:
             if out.lost and not isinstance(out.lost, BrokenPipeError):  # whoever reads a pipe has seen enough
                 print(f"error: not all that was said could be written: {one_line(str(out.lost))}", file=sys.stderr)
                 code = code or 2
-            return code
+        if code and several_ranks():  # without the ends of torch's threads, which wait for other ranks or abort
+            os._exit(code)
+        return code
 
     main.ranks = False
     return main

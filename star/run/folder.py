@@ -194,8 +194,8 @@ class Run:
         if not isinstance(resumed, list) or not all(isinstance(r, dict) for r in resumed):
             raise ValueError(f"{path} is damaged: resumed is {str(resumed)[:60]}")
         last = [began, *resumed][-1]
-        notes = [f"the run was written with {name} {last[name]}, and goes on with {facts[name]}: the last digits of "
-                 "log-probabilities may differ from what they would have been"
+        notes = [f"the run was written with {name} {last[name]}, and goes on with {name} {facts[name]}: the last "
+                 "digits of log-probabilities may differ from what they would have been"
                  for name in ("torch", "threads", "ranks", "device", "slots")
                  if name in last and last[name] != facts[name]]
         write_json(path, began | {"settings": began["settings"] | self.changed, "slots": facts["slots"],

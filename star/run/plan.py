@@ -178,8 +178,13 @@ def describe(plan: Plan) -> list[str]:
     most = f"{rationales:,} rationales x {plan.max_new} new tokens = {rationales * plan.max_new:,}"
     return [*map(visible, plan.others.said),
             f"cost    {shown}at most {most}; {steps:,} steps x {plan.config.batch_size} examples",
-            f"memory  {plan.memory}: {size(plan.memory.most)} at a time; {has}",
+            f"memory  {plan.memory}: {size(plan.memory.most)} at a time; {has}{ranked(plan.ranks)}",
             *(visible(f"note    {note}") for note in plan.notes)]
+
+
+def ranked(ranks: Ranks) -> str:
+    """", for each of 2 ranks": what a device, its memory and slots are counted for, where there are several."""
+    return f", for each of {ranks.size} ranks" if ranks.size > 1 else ""
 
 
 def check(plan: Plan) -> list[str]:
@@ -215,8 +220,8 @@ def opening(plan: Plan, sampler: Sampler, learns: str = "rationales") -> list[st
         f"train   {numbers:,} numbers in adapters of rank {config.rank}, learning rate {config.lr:g}; start from "
         f"{config.start}, {how}, seed {config.seed}",
         *tasked(plan),
-        f"device  {model.device} (--device {config.device}); {plan.memory.slots} slots, adapters sampled "
-        f"{'merged' if sampler.merges() else 'live'}",
+        f"device  {model.device} (--device {config.device}){ranked(plan.ranks)}; {plan.memory.slots} slots, adapters "
+        f"sampled {'merged' if sampler.merges() else 'live'}",
         *describe(plan),
     ]
 

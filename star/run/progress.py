@@ -130,7 +130,8 @@ def used(timings: list[dict]) -> list[str]:
         shares = [f"{use['matmul']:.0%} of the device's matmul rate"]
         shares += [f"{use['bandwidth']:.0%} of its bandwidth"] if "bandwidth" in use else []
         parts.append(f"{phase} {use['tokens'] / use['seconds']:,.0f} tokens/s: {', '.join(shares)}")
-    return [f"used    {'; '.join(parts)}"] if parts else []
+    each = "each rank: " if any("ranks" in t for t in timings) else ""
+    return [f"used    {each}{'; '.join(parts)}"] if parts else []
 
 
 def sources(m: dict) -> list[str]:

@@ -132,7 +132,7 @@ class Meter:
         if trained and training:
             targets = metrics["target_tokens"] * trained / metrics["trained_tokens"]
             flops = self.training(trained, targets) / self.ranks
-            found["training"] = {"tokens": trained, "matmul": flops / self.rates.matmul / training,
+            found["training"] = {"tokens": trained // self.ranks, "matmul": flops / self.rates.matmul / training,
                                  "seconds": training}
         return {phase: {name: round(value, 4) for name, value in use.items()} for phase, use in found.items()}
 

@@ -11,6 +11,7 @@ from types import FrameType
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
 _writing, _waiting = 0, 0  # writes under way, and the signal that came meanwhile
+_patient = False
 
 
 class Stopped(KeyboardInterrupt):
@@ -21,10 +22,11 @@ class Stopped(KeyboardInterrupt):
         self.number, self.code = number, 128 + number
 
 
-def catch() -> None:
-    """Raise Stopped in the main thread when one of these signals comes."""
-    global _waiting
-    _waiting = 0
+def catch(patient: bool = False) -> None:
+    """Raise Stopped in the main thread when one of these signals comes. patient: a second one changes nothing, as where
+    a launcher passes on what the terminal has sent already."""
+    global _waiting, _patient
+    _waiting, _patient = 0, patient
     for number in STOPS:
         signal.signal(number, _stop)
 
@@ -32,10 +34,21 @@ def catch() -> None:
 def _stop(number: int, frame: FrameType | None) -> None:
     global _waiting
     for other in STOPS:
-        signal.signal(other, lambda number, _: os._exit(128 + number))
+        signal.signal(other, signal.SIG_IGN if _patient else lambda number, _: os._exit(128 + number))
     _waiting = number
     if not _writing:
         raise Stopped(number)
+
+
+@contextlib.contextmanager
+def at_once() -> Iterator[None]:
+    """A signal ends the process, even in a call that Python does not look up from: where nothing can be lost yet."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in STOPS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

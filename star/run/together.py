@@ -35,7 +35,7 @@ from star.lora import trainable
 from star.problem import Generation
 from star.ranks import ONE, Ranks
 from star.run.inputs import inputs
-from star.run.signals import stop
+from star.run.signals import Stopped, at_once, stop
 
 BEAT, SILENT, GRACE = 1.0, 15.0, 8.0  # seconds: between signs of life; until one is missed; for the main thread to stop
 MEET = timedelta(minutes=5)
@@ -45,6 +45,11 @@ PATIENCE = timedelta(days=7)  # of a collective: a rank may sample for long, and
 def several() -> bool:
     """Is this process one of several ranks?"""
     return int(os.environ.get("WORLD_SIZE") or 1) > 1
+
+
+def by_torchrun() -> bool:
+    """Does torchrun keep the store by which ranks meet? Without it rank 0 does."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def speaks() -> bool:
@@ -60,10 +65,11 @@ def together() -> Iterator[tuple[Ranks, "Watch"]]:
         yield ONE, Watch(None, 0, 1)
         return
     try:
-        store, rank, size = next(dist.rendezvous("env://", timeout=MEET))
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", rank=rank,
-                                world_size=size, store=dist.PrefixStore("star", store), timeout=PATIENCE)
-        watch = Watch(store.clone(), rank, size)
+        with at_once():
+            store, rank, size = next(dist.rendezvous("env://", timeout=MEET))
+            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", rank=rank,
+                                    world_size=size, store=dist.PrefixStore("star", store), timeout=PATIENCE)
+            watch = Watch(store.clone(), rank, size)
     except (RuntimeError, ValueError, KeyError) as e:
         raise ValueError(f"the ranks of this run did not meet ({first_line(e)}): start all of them by torchrun, with "
                          "the same --nnodes and --nproc-per-node on each host") from None
@@ -74,18 +80,21 @@ def together() -> Iterator[tuple[Ranks, "Watch"]]:
                 quiet.enter_context(contextlib.redirect_stdout(quiet.enter_context(open(os.devnull, "w"))))
             yield Ranks(rank, size), watch
         watch.say("")
-        Ranks(rank, size).gather(None)  # nobody goes before all are done
-        dist.destroy_process_group()
+        watch.close()
+        with contextlib.suppress(ConnectionError):  # whoever is gone has done its part
+            Ranks(rank, size).gather(None)  # nobody takes away what others still use
+            dist.destroy_process_group()
     except (KeyboardInterrupt, RuntimeError, MemoryError, ValueError, OSError, ImportError) as e:
-        stopped, gone = stop(e), watch.why(e)
-        watch.say(first_line(e) if not stopped else f"signal {stopped.number}", because=gone)
-        fault = isinstance(e, RuntimeError) and not (gone or stopped or failure(e) or out_of_memory(e))
-        if rank == 0 and gone and (stopped or isinstance(e, ConnectionError)):
-            raise OSError(gone) from None
-        if rank == 0 or fault:
-            raise
-        watch.tell()
-        sys.exit(stopped.code if stopped and not gone else 2)
+        cause = watch.cause(e)
+        stopped = stop(cause)
+        watch.say(first_line(cause), stopped.number if stopped else None)
+        if rank == 0:
+            time.sleep(0 if by_torchrun() else 3 * BEAT)  # with it goes the store, where its last words are
+            raise cause from None
+        if isinstance(cause, RuntimeError) and not (stopped or failure(cause) or out_of_memory(cause)):
+            raise  # a fault of ours: let it be seen
+        watch.tell(cause)
+        os._exit(stopped.code if stopped else 2)
     finally:
         watch.close()
 
@@ -96,91 +105,125 @@ class Watch:
     def __init__(self, store: dist.Store | None, rank: int, size: int):
         self.store, self.rank, self.size = store, rank, size
         self.gone: str | None = None
+        self.number: int | None = None  # of the signal by which it went
+        self.because: str | None = None  # what this rank's end comes from, if from another's
         self.lost: set[int] = set()  # ranks that went without a word
         self.over, self.others = threading.Event(), [r for r in range(size) if r != rank]
         self.lock, self.asked = threading.Lock(), False  # does the main thread know that something is wrong?
+        self.interrupted = False  # does it know by the watch?
         if size > 1:
             store.set(f"who {rank}", json.dumps([socket.gethostname(), os.getpid(), processes()]))
             self.who = {r: json.loads(store.get(f"who {r}")) for r in range(size)}  # waits for them
             self.heard = dict.fromkeys(self.others, (b"", time.monotonic()))  # last sign of life, and when it came
-            self.thread = threading.Thread(target=self._run, daemon=True)
-            self.thread.start()
+            if rank and speaks():  # another host than rank 0's
+                print(f"rank {rank} of {size} is there; {self._name(0)} speaks for all", file=sys.stderr, flush=True)
+            self.looked = time.monotonic()
+            for work in (self._ask, self._run):
+                threading.Thread(target=work, daemon=True).start()
 
     @property
     def speaker(self) -> int:
         """The rank that says what all have to say: the first that did not go without a word."""
         return min(set(range(self.size)) - self.lost)
 
-    def say(self, last: str, because: str | None = None) -> None:
-        """This rank's last words: "" if it has done all that it had to do. because: which other rank is the cause."""
+    def say(self, last: str, number: int | None = None) -> None:
+        """This rank's last words, and the signal that ends it; "": it has done all that it had to do."""
         if self.size > 1:
             with contextlib.suppress(RuntimeError):
-                self.store.set(f"end {self.rank}", json.dumps([last, because]))
+                self.store.set(f"end {self.rank}", json.dumps([last, number, self.because]))
 
-    def why(self, e: BaseException) -> str | None:
-        """Which rank's end this error comes from, in words; None: it has nothing to do with the others.
+    def cause(self, e: BaseException) -> BaseException:
+        """What an error comes from: another rank's end, as an OSError that names it, or a Stopped where it went by a
+        signal; else the error itself.
 
         A collective that failed, or a SIGTERM (by which torchrun stops the ranks that are left), may come before the
-        watch has seen it: then it waits.
+        watch has seen why: then it waits.
         """
-        stopped = stop(e)
+        stopped, waits = stop(e), isinstance(e, ConnectionError)
         terminated = stopped is not None and stopped.number == signal.SIGTERM
+        if self.size == 1 or self.asked or (stopped and not terminated):
+            return e
         with contextlib.suppress(KeyboardInterrupt), self.lock:  # the watch's own, in this very moment
             self.asked = True
-        end = time.monotonic() + (3 * BEAT if terminated else SILENT + BEAT)
-        while self.size > 1 and self.gone is None and time.monotonic() < end and (
-                terminated or isinstance(e, ConnectionError)):
+        end = time.monotonic() + (SILENT + BEAT if waits else 3 * BEAT)
+        while self.gone is None and time.monotonic() < end and (waits or terminated):
             with contextlib.suppress(KeyboardInterrupt):  # torchrun's SIGTERM, which comes where a rank is gone
                 time.sleep(BEAT / 20)
-        return self.gone or (f"another rank is gone ({e})" if isinstance(e, ConnectionError) else None)
+        if not (waits or stopped) or (self.gone is None and not waits):
+            return e
+        self.because = self.gone or f"another rank is gone ({e})"
+        if self.number is None:
+            return OSError(self.because)
+        return e if stopped and not self.interrupted else Stopped(self.number, f"as {self.gone} was, ")
 
-    def tell(self) -> None:
-        """Say who is gone, if it is for this rank to say it."""
-        if self.rank == self.speaker:
-            print(f"error: {self.gone}: go on with the run by --resume", file=sys.stderr, flush=True)
+    def tell(self, cause: BaseException) -> None:
+        """Say what ends this rank, if rank 0 does not: it is gone, or on another host."""
+        if self.rank == self.speaker or speaks():
+            go_on = ": go on with the run by --resume" if self.because else ""
+            said = "stopped" if stop(cause) else f"error: {first_line(cause)}{go_on}"
+            print(said, file=sys.stderr, flush=True)
 
     def close(self) -> None:
+        """Nobody is needed any more."""
         self.over.set()
-        if self.size > 1 and threading.current_thread() is not self.thread:
-            self.thread.join()
 
     def _run(self) -> None:
-        beat = 0
+        """Wait for news of the thread that asks, which is held up itself where the one that keeps the store hangs."""
+        beats, looked = 0, self.looked
         while self.gone is None:
             if self.over.wait(BEAT):
                 return
-            beat += 1
-            try:
-                self.store.set(f"beat {self.rank}", str(beat))
-                self.gone = self._look()
-            except RuntimeError:  # torchrun keeps the store, or without it rank 0
-                by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-                self.lost |= set() if by_torchrun else {0}
-                self.gone = "torchrun is gone" if by_torchrun else f"{self._name(0)} is gone"
+            beats, looked = (beats + 1 if looked == self.looked else 0), self.looked  # beats: not while it is suspended
+            if beats * BEAT > SILENT:
+                self.lost.add(0)
+                self.gone = f"{self._name(0)} has not been heard of for {beats * BEAT:.0f} s"
         if self.over.wait(2 * BEAT):  # the main thread may know by itself
             return
         with self.lock:
             if not self.asked:
+                self.interrupted = True
                 _thread.interrupt_main(signal.SIGTERM)
         if not self.over.wait(GRACE):  # it waits in a call that no signal ends
-            self.tell()
+            self.because = self.gone
+            if self.rank == 0:
+                print(f"error: {self.gone}: go on with the run by --resume", file=sys.stderr, flush=True)
+            else:
+                self.tell(OSError(self.gone))
             os._exit(2)
+
+    def _ask(self) -> None:
+        """Say that this rank is there, and look for the others, again and again."""
+        while self.gone is None and not self.over.wait(BEAT):
+            try:
+                self.store.set(f"beat {self.rank}", str(self.looked))
+                if time.monotonic() - self.looked > SILENT / 2:  # this rank was suspended, and the others may have been
+                    self.heard = {r: (sign, time.monotonic()) for r, (sign, _) in self.heard.items()}
+                found = self._look()
+            except RuntimeError:
+                self.lost |= set() if by_torchrun() else {0}
+                found = ("torchrun is gone" if by_torchrun() else f"{self._name(0)} is gone"), None
+            self.looked = time.monotonic()
+            if found[0] and self.gone is None:
+                self.number, self.gone = found[1], found[0]
 
     def _name(self, rank: int) -> str:
         host, process, _ = self.who[rank]
         return f"rank {rank} (process {process} on {host})"
 
-    def _look(self) -> str | None:
-        """Who is gone, by what is nearest to the cause: went without a word, ended by an error, ended by a signal."""
-        found: list[tuple[int, str]] = []
+    def _look(self) -> tuple[str | None, int | None]:
+        """Who is gone and by which signal, nearest to the cause: without a word, by an error, by another, by a signal.
+        """
+        found: list[tuple[int, str, int | None]] = []
         for rank in self.others:
             (_, process, where), name = self.who[rank], self._name(rank)
             if self.store.check([f"end {rank}"]):
-                last, because = json.loads(self.store.get(f"end {rank}"))
+                last, number, because = json.loads(self.store.get(f"end {rank}"))
                 if because:
-                    found.append((2, because))
+                    found.append((2, because, number))
+                elif number:
+                    found.append((3, name, number))
                 elif last:
-                    found.append((1 + last.startswith("signal"), f"{name} stopped: {last}"))
+                    found.append((1, f"{name} stopped: {last}", None))
                 continue
             sign = self.store.get(f"beat {rank}") if self.store.check([f"beat {rank}"]) else b""
             if sign != self.heard[rank][0]:
@@ -189,8 +232,8 @@ class Watch:
             dead = where == processes() and not alive(process)
             if silent > SILENT or dead:
                 self.lost.add(rank)
-                found.append((0, name + (" is gone" if dead else f" has not been heard of for {silent:.0f} s")))
-        return min(found)[1] if found else None
+                found.append((0, name + (" is gone" if dead else f" has not been heard of for {silent:.0f} s"), None))
+        return min(found, key=lambda f: f[:2])[1:] if found else (None, None)
 
 
 def processes() -> str:
