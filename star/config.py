@@ -261,9 +261,6 @@ CONFLICTS = (
     Conflict(("merge", "base_bits"), lambda s, _: s.merge is True and s.base_bits is not None,
              "--merge adds adapters into the weights, but those of --base-bits {base_bits} are too coarse to be added "
              "to: leave one of them out"),
-    Conflict(("shard", "base_bits"), lambda s, _: bool(s.shard and s.base_bits),
-             "--shard shares out weights as they are, and those of --base-bits {base_bits} have scales besides: leave "
-             "one of them out"),
     Conflict(("skip_bad", "candidates"), lambda s, _: s.skip_bad and not s.candidates,
              "--skip-bad speaks of --candidates: name a file, or leave it out"),
 )

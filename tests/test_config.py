@@ -98,7 +98,6 @@ TOGETHER = [
     ({"skip_bad": True}, ["--skip-bad", "--candidates"]),
     ({"shard": True, "merge": True}, ["--merge", "--shard", "leave one"]),
     ({"merge": True, "base_bits": 8}, ["--merge", "--base-bits 8", "leave one"]),
-    ({"shard": True, "base_bits": 8}, ["--shard", "--base-bits 8", "leave one"]),
 ]
 
 

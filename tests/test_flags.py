@@ -301,7 +301,6 @@ def test_every_conflict_can_be_resolved_for_flags():
             {"reward_threshold": 1.0, "select": "reward-blind", "reward": "a"}, {"select": "correct"}),
         ("shard", "merge"): ({"merge": True}, {"shard": True}),
         ("merge", "base_bits"): ({"merge": True}, {"base_bits": 8}),
-        ("shard", "base_bits"): ({"base_bits": 8}, {"shard": True}),
     }
     lacking = {("samples",), ("select", "reward"), ("reward_by", "reward_format", "reward"), ("skip_bad", "candidates"),
                ("reward_weights", "reward")}  # no flag takes a folder or file away

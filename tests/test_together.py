@@ -34,6 +34,7 @@ ARGV = ["--digits", "1-2", "--problems", "16", "--iterations", "2", "--first-ste
         "--rank", "2", "--dtype", "float64", "--device", "cpu", "--show", "0"]  # in float64 no row depends on others
 OTHERS = ["--generators", str(SHIPPED), "--reward", str(SHIPPED), "--reward-by", "likelihood", "--select",
           "correct+reward", "--samples", "2", "--problems", "8", "--iterations", "1"]
+MORE = {"plain": [], "others": OTHERS, "8 bits": ["--base-bits", "8", "--iterations", "1"]}
 
 
 def free_port() -> int:
@@ -97,17 +98,17 @@ def same(folder, other):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """The run of one process, plain and with others."""
+    """The run of one process, of each kind."""
     tmp = tmp_path_factory.mktemp("alone")
-    for name, more in (("plain", []), ("others", OTHERS)):
+    for name, more in MORE.items():
         (code, said), = ranks(1, [*ARGV, *more, "--out", str(tmp / name)], tmp)
         assert code == 0, said
     return tmp
 
 
-@pytest.mark.parametrize(("n", "name"), [(2, "plain"), (2, "others")])
-def test_ranks_make_the_run_of_one_process(alone, tmp_path, n, name):
-    argv = [*ARGV, *(OTHERS if name == "others" else []), "--out", str(tmp_path / "run")]
+@pytest.mark.parametrize(("n", "name", "own"), [(2, "plain", []), (2, "others", []), (2, "8 bits", ["--shard"])])
+def test_ranks_make_the_run_of_one_process(alone, tmp_path, n, name, own):
+    argv = [*ARGV, *MORE[name], *own, "--out", str(tmp_path / "run")]
     for code, said in ranks(n, argv, tmp_path):
         assert code == 0, said
     same(alone / name, tmp_path / "run")

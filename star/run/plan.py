@@ -105,7 +105,7 @@ def shared(config: StarConfig, need: Memory, device: torch.device, ranks: Ranks)
         raise ValueError(f"--shard gives each of several processes a share of the weights, and {here}: start it by "
                          "torchrun on CPUs or CUDA, or say --no-shard")
     free = free_memory(device) if device.type != "mps" else None
-    may = config.shard is None and not (config.merge or config.base_bits)
+    may = config.shard is None and not config.merge
     short = may and free is not None and need.most - need.copy > free
     shares = config.shard or (ranks.size > 1 and any(ranks.gather(short)))
     return Turns(ranks.rank, ranks.size) if shares else ranks
