@@ -252,7 +252,7 @@ def test_a_rank_that_hangs_is_missed(tmp_path, victim):
     """One that is not heard of, on a host that nobody can ask: the others end, though they wait in a collective. Rank 0
     keeps the store here, so that nothing comes back from it either."""
     def hanging(rank):
-        together_module.SILENT, together_module.GRACE = 1.5, 1.0
+        together_module.SILENT, together_module.GRACE = 1.0, 0.5
         if rank == victim:
             finetune_module.step_gradients = lambda *args: os.kill(os.getpid(), signal.SIGSTOP)
 
@@ -268,7 +268,7 @@ def test_a_rank_that_hangs_is_missed(tmp_path, victim):
 def test_ranks_that_do_not_meet(tmp_path):
     def lonely(rank):
         os.environ["WORLD_SIZE"] = "2"
-        together_module.MEET = together_module.timedelta(seconds=2)
+        together_module.MEET = together_module.timedelta(seconds=0.5)
 
     (code, said), = ranks(1, ARGV, tmp_path, lonely)
     assert code == 2
