@@ -155,7 +155,7 @@ def test_bytes_that_are_damaged(tmp_path, ending):
     for name in ("number", "choice", "game"):
         make, options = TASKS[name]
         sound = written(path, make()).read_bytes()
-        for case in range(8):
+        for case in range(12):
             rng = random.Random(f"{ending} {name} {case}")
             path.write_bytes(damaged(sound, rng))
             faults.judge(f"{ending} {name} {case}", path, lambda options=options: use_task(
@@ -266,7 +266,7 @@ def test_folders_of_data_sets(tmp_path, task):
     for name, make in files.items():
         written(tmp_path / name, make())
     use_task(load_task(task, data=tmp_path))
-    for case in range(16):
+    for case in range(24):
         rng = random.Random(f"{task} {case}")
         name = rng.choice(list(files))
         sound = (tmp_path / name).read_bytes()
