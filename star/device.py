@@ -81,8 +81,15 @@ def _start_mps(device: torch.device) -> torch.device:
     return device
 
 
+def all_ranks() -> int:
+    """How many processes make this run together, as torchrun says."""
+    return int(os.environ.get("WORLD_SIZE") or 1)
+
+
 def local_ranks() -> tuple[int, int]:
-    """(number of this process among the ranks of its host, how many these are), as torchrun says."""
+    """(number of this process among the ranks of its host, how many these are)."""
+    if all_ranks() == 1:  # whoever set the others meant something else
+        return 0, 1
     return tuple(int(os.environ.get(name) or n) for name, n in (("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)))
 
 

@@ -57,6 +57,8 @@ def test_ranks_of_a_host_take_a_device_each(monkeypatch):
     """And a share of the host's memory, if that is all they have."""
     alone = free_memory(torch.device("cpu"))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert free_memory(torch.device("cpu")) == pytest.approx(alone, rel=0.1)  # of no ranks at all
+    monkeypatch.setenv("WORLD_SIZE", "6")
     assert free_memory(torch.device("cpu")) == pytest.approx(alone / 3, rel=0.1)
     with pretended(devices=2):
         for rank, name in (("0", "auto"), ("1", "cuda"), ("1", "auto")):

@@ -28,7 +28,7 @@ import torch.distributed as dist
 
 from star.config import StarConfig
 from star.decoder import Decoder
-from star.device import failure, first_line, out_of_memory
+from star.device import all_ranks, failure, first_line, local_ranks, out_of_memory
 from star.finetune import FinetuneStats
 from star.loop import State, Training
 from star.lora import trainable
@@ -44,7 +44,7 @@ PATIENCE = timedelta(days=7)  # of a collective: a rank may sample for long, and
 
 def several() -> bool:
     """Is this process one of several ranks?"""
-    return int(os.environ.get("WORLD_SIZE") or 1) > 1
+    return all_ranks() > 1
 
 
 def by_torchrun() -> bool:
@@ -54,7 +54,7 @@ def by_torchrun() -> bool:
 
 def speaks() -> bool:
     """Before ranks have met: does this process speak for those of its host?"""
-    return int(os.environ.get("LOCAL_RANK") or 0) == 0
+    return local_ranks()[0] == 0
 
 
 @contextlib.contextmanager
