@@ -9,7 +9,7 @@ import torch
 from gpu_kit import SAMPLINGS, Kit, off
 
 import kernels
-from kernels import attention, cross_entropy, gated, lora, norm, packed
+from kernels import attention, cross_entropy, gated, int8, lora, norm, packed
 from star import draws
 
 
@@ -64,6 +64,8 @@ def kernel_cases() -> dict[str, tuple]:
         "rms_norm": (norm.rms_norm, norm.rms_norm_reference, (r(50, 96), r(96), 1e-5), (0, 1)),
         "lora_linear": (lora.lora_linear, lora.lora_linear_reference,
                         (r(30, 64), r(96, 64), r(96), r(8, 64), [r(64, 4), r(32, 4)], 2.0), (0, 3, 4)),
+        "int8_linear": (int8.int8_linear, int8.int8_linear_reference, (r(30, 64), *int8.quantize(r(96, 64)), r(96)),
+                        (0,)),
         "linear_cross_entropy": (cross_entropy.linear_cross_entropy, cross_entropy.linear_cross_entropy_reference,
                                  (r(40, 64), r(500, 64) / 8, ids(500, 40)), (0,)),
     }
