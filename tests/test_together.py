@@ -234,6 +234,17 @@ def test_ranks_that_are_told_otherwise_are_refused(tmp_path, own, what):
     assert not (tmp_path / "run").exists()
 
 
+def test_each_host_is_told(tmp_path):
+    """Rank 0 speaks on its own host; on another the first rank there says that it came, and why it went."""
+    def elsewhere(rank):
+        os.environ |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+
+    (_, said), (_, there) = ranks(2, [*ARGV, "--out", str(tmp_path / "run")], tmp_path, elsewhere,
+                                  own=lambda rank: ["--seed", "3"] * rank)
+    assert said.startswith("error: rank 1 has --seed 3, and rank 0 has none: ")
+    assert re.fullmatch(rf"rank 1 of 2 is there; rank 0 \(process \d+ on .*\) speaks for all\n{re.escape(said)}", there)
+
+
 def test_other_files_under_the_same_name_are_refused(tmp_path):
     """As on a host whose copy is older: by its hash."""
     def older(rank):
