@@ -34,7 +34,7 @@ from star.run.progress import Progress, summary, weak
 from star.run.rates import Meter
 from star.run.report import Report
 from star.run.signals import Stopped, stop
-from star.run.together import Watch, agree, share_state, surroundings, together
+from star.run.together import Watch, agree, agree_on_surroundings, share_state, together
 from star.sampler import Sampler
 
 FREE_ON_RESUME = ("iterations", "device", "slots", "micro_tokens", "save_every", "shard")  # may change half-way
@@ -108,7 +108,7 @@ def begin(flags: Flags, ranks: Ranks) -> tuple[Run, Plan, Sampler, State, list[G
     ranks.share([asdict(config), options])
     plan = make_plan(config, options, ranks=ranks)
     sampler, ranks = build(plan), plan.ranks
-    agree(ranks, surroundings(sampler.model, plan.config, options))
+    agree_on_surroundings(ranks, sampler.model, plan.config, options)
     here = facts(sampler.model, sampler.slots, ranks.size)
     if run is None:  # only now: what cannot start leaves no folder behind
         run, notes = Run.create(flags.out, plan.config, options, here), []
@@ -127,7 +127,7 @@ def follow(ranks: Ranks) -> None:
     config, options = ranks.share()
     plan = make_plan(StarConfig(**config), options, ranks=ranks)
     sampler, ranks = build(plan), plan.ranks
-    agree(ranks, surroundings(sampler.model, plan.config, options))
+    agree_on_surroundings(ranks, sampler.model, plan.config, options)
     state, given = share_state(ranks, sampler.model, State(), [])
     for _ in star(sampler, plan.tokenizer, plan.task, plan.config, state, given, plan.others.pool, ranks):
         pass

@@ -144,8 +144,9 @@ class Pool:
         for start in range(0, len(waiting), RATED):  # equal texts are rated once
             part = waiting[start : start + RATED]
             new = [pair for pair in dict.fromkeys(pairs[g.key] for g in part) if pair not in rated]
-            for rank, scores in enumerate(home.ranks.gather(judge.rate(home.ranks.mine(new)))):
-                rated |= zip(new[rank :: home.ranks.size], scores, strict=True)
+            told = home.ranks.gather(judge.rate(home.ranks.mine(new)))
+            for pairs_of_rank, scores in zip(home.ranks.deal(new), told, strict=True):
+                rated |= zip(pairs_of_rank, scores, strict=True)
             for _ in part:
                 yield Tick(0)
             named = {g.key: scored(g, judge, rated[pairs[g.key]]) for g in part}

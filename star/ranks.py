@@ -26,9 +26,13 @@ class Ranks:
     def __init__(self, rank: int = 0, size: int = 1):
         self.rank, self.size = rank, size
 
+    def deal(self, items: Sequence) -> list[Sequence]:
+        """Each rank's part: every size-th, so that neighbours in an order by length go to different ranks."""
+        return [items[rank :: self.size] for rank in range(self.size)]
+
     def mine(self, items: Sequence) -> Sequence:
-        """This rank's part: every size-th, so that neighbours in an order by length go to different ranks."""
-        return items[self.rank :: self.size]
+        """This rank's part."""
+        return self.deal(items)[self.rank]
 
     def gather(self, value) -> list:
         """What each rank gives, in the order of ranks; anything that JSON can say (a tuple becomes a list)."""

@@ -107,9 +107,11 @@ class Rollout:
     def deal(self, rows: Sequence[int], samples: int) -> list[list[int]]:
         """Each rank's part of the rows. Those of a problem (i // samples) stay together, since their prompt is computed
         once, unless there are too few problems for that."""
-        problems, n = {k: at for at, k in enumerate(dict.fromkeys(i // samples for i in rows))}, self.ranks.size
-        turn = [problems[i // samples] if len(problems) >= 4 * n else at for at, i in enumerate(rows)]
-        return [[i for at, i in zip(turn, rows, strict=True) if at % n == rank] for rank in range(n)]
+        of: dict[int, list[int]] = {}
+        for i in rows:
+            of.setdefault(i // samples, []).append(i)
+        hands = list(of.values()) if len(of) >= 4 * self.ranks.size else [[i] for i in rows]
+        return [[i for hand in part for i in hand] for part in self.ranks.deal(hands)]
 
     def _completions(self, prompts: list[list[int]], seeds: list[int], **options) -> Iterator[tuple[int, Completion]]:
         """The sampler's stream. Where memory runs out, those that are left are sampled half as many at a time: a row

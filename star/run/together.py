@@ -267,10 +267,12 @@ def agree(ranks: Ranks, what: dict) -> None:
                                  "settings, files and versions")
 
 
-def surroundings(model: Decoder, config: StarConfig, options: dict) -> dict:
-    """What must be alike on all ranks besides the settings: versions, kind of device, dtype, hashes of what is read."""
+def agree_on_surroundings(ranks: Ranks, model: Decoder, config: StarConfig, options: dict) -> None:
+    """The same for what must be alike besides the settings: versions, kind of device, dtype, hashes of what is read."""
+    if ranks.size == 1:  # hashes take as long as reading does
+        return
     read = {f"{path} (by its hash)": code for path, code in inputs(config, options).items()}
-    return {"torch": torch.__version__, "device": model.device.type, "dtype": str(model.dtype), **read}
+    agree(ranks, {"torch": torch.__version__, "device": model.device.type, "dtype": str(model.dtype), **read})
 
 
 def share_state(ranks: Ranks, model: Decoder, state: State, given: list[Generation]) -> tuple[State, list[Generation]]:
